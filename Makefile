@@ -1,0 +1,40 @@
+# setup · demo · protos · check · test · help; CI runs these targets and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+PROTOS := $(shell find protos -name '*.proto')
+
+.PHONY: help setup demo protos check test
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(STAMP) protos ## virtual environment with everything, and the stubs
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt hatchling editables grpcio-tools
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[server,dev]'
+	@touch $@
+
+protos: generated/stamp ## Python stubs from the protos, under generated/
+
+generated/stamp: $(STAMP) $(PROTOS) protos/build_stubs.py
+	$(BIN)/python protos/build_stubs.py
+	@touch $@
+
+demo: setup ## a mesh on an embedded checkpoint answers a spoken question: reply.wav
+	$(BIN)/chroma-mesh demo --out reply.wav
+
+check: setup ## formatting, lint, types, import rules, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf breaking protos --against protos/released.binpb
+
+test: setup ## all tests
+	$(BIN)/pytest
