@@ -1,0 +1,1 @@
+"""Tensors of the autoregressive stages and the thread that runs them; knows no wire."""

@@ -1,0 +1,262 @@
+"""Slots, the rows of a static batch, and the streams that hold them."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from services.inference.loop import Loop
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+S = TypeVar("S", bound="Stream[Any, Any]")
+Result = TypeVar("Result")
+
+
+class Full(Exception):
+    """All slots are taken and the queue for them is full."""
+
+
+class Refused(ValueError):
+    """An input that the engine can't take; the message says what was expected and what came."""
+
+
+class _End:
+    """Closes a stream's outbox."""
+
+
+class Stream(Generic[In, Out]):
+    """One reply in a stage: asyncio on one side, the device thread on the other.
+
+    asyncio: `send`, `end`, then iterate. The inbox holds at most `inbox_limit` items: `send` waits for room.
+    Device thread: `inbox`, `ended`, `emit`, `finish`, `fail`. A stream whose reader lags is not `writable`
+    after `outbox_limit` unread items, and its engine leaves it out until it is read again.
+    """
+
+    def __init__(self, inbox_limit: int = 64, outbox_limit: int = 64) -> None:
+        self.slot = -1
+        self.queue_seconds = 0.0
+        self.inbox: deque[In] = deque()
+        self.ended = False
+        self.done = False
+        self._inbox_limit = inbox_limit
+        self._outbox_limit = outbox_limit
+        self._outbox: asyncio.Queue[Out | BaseException | _End] = asyncio.Queue()
+        self._room = asyncio.Event()
+        # Each counter has one writer: no lock is needed to compare them.
+        self._emitted = 0
+        self._taken = 0
+        self._engine: SlotEngine[Any] | None = None
+
+    # --- asyncio's side
+
+    async def send(self, item: In) -> None:
+        """Hands an input to the engine; waits while the inbox is full."""
+        while len(self.inbox) >= self._inbox_limit and not self.done:
+            self._room.clear()
+            await self._room.wait()
+        self.inbox.append(item)
+        self._wake()
+
+    def end(self) -> None:
+        """Says that the input is complete."""
+        self.ended = True
+        self._wake()
+
+    def __aiter__(self) -> AsyncIterator[Out]:
+        return self
+
+    async def __anext__(self) -> Out:
+        item = await self._outbox.get()
+        if isinstance(item, _End):
+            raise StopAsyncIteration
+        if isinstance(item, BaseException):
+            raise item
+        self._taken += 1
+        if self._emitted - self._taken == self._outbox_limit - 1:
+            self._wake()
+        return item
+
+    def _wake(self) -> None:
+        if self._engine is not None:
+            self._engine.wake()
+
+    def receive(self, item: "Out | BaseException | _End | None") -> None:
+        """Takes what the device thread handed over; None only says that the inbox has room."""
+        self._room.set()
+        if item is not None:
+            self._outbox.put_nowait(item)
+
+    # --- the device thread's side
+
+    @property
+    def writable(self) -> bool:
+        """Whether the reader keeps up."""
+        return self._emitted - self._taken < self._outbox_limit
+
+    def take(self) -> In:
+        """Removes the oldest input."""
+        item = self.inbox.popleft()
+        if len(self.inbox) == self._inbox_limit - 1:
+            self._hand_over(None)
+        return item
+
+    def emit(self, item: Out) -> None:
+        """Sends an output."""
+        self._emitted += 1
+        self._hand_over(item)
+
+    def finish(self) -> None:
+        """Ends the stream; nothing is emitted after it."""
+        self.done = True
+        self._hand_over(_End())
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the stream with an error, which its reader raises."""
+        self.done = True
+        self._hand_over(error)
+
+    def _hand_over(self, item: "Out | BaseException | _End | None") -> None:
+        assert self._engine is not None
+        self._engine.hand_over(self, item)
+
+
+class SlotEngine(ABC, Generic[S]):
+    """Gives slots to streams and runs rounds over those that have one.
+
+    `open` is asyncio's; `join`, `leave` and `advance` run on the device thread. An error in a round fails the streams
+    that were part of it; the engine goes on.
+    """
+
+    def __init__(self, slot_count: int, queue_limit: int, name: str) -> None:
+        self.slot_count = slot_count
+        self.queue_limit = queue_limit
+        self.streams: dict[int, S] = {}
+        self._free = deque(range(slot_count))
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._handed_over: list[tuple[Stream[Any, Any], Any]] = []
+        self._loop = Loop(self._round, name)
+
+    # --- asyncio's side
+
+    def start(self) -> None:
+        """Starts the device thread; the running event loop receives what streams emit."""
+        self._event_loop = asyncio.get_running_loop()
+        self._loop.start()
+
+    def close(self) -> None:
+        """Ends the device thread."""
+        self._loop.close()
+
+    def wake(self) -> None:
+        """Says that a stream has new input or room for output."""
+        self._loop.wake()
+
+    async def call(self, call: Callable[[], Result]) -> Result:
+        """Runs a call on the device thread, between two rounds."""
+        return await self._loop.call(call)
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots that are held by a stream."""
+        return self.slot_count - len(self._free)
+
+    @asynccontextmanager
+    async def open(self, stream: S) -> AsyncIterator[S]:
+        """Waits for a slot and holds it for the block.
+
+        Raises Full at once when `queue_limit` streams already wait. After the block, however it ends, the stream
+        is out of the batch at the next round and its slot is free.
+        """
+        asked = time.perf_counter()
+        stream.slot = await self._acquire()
+        stream.queue_seconds = time.perf_counter() - asked
+        stream._engine = self
+        self._loop.post(partial(self._admit, stream))
+        try:
+            yield stream
+        finally:
+            self._loop.post(partial(self._dismiss, stream))
+
+    async def _acquire(self) -> int:
+        if self._free and not self._waiting:
+            return self._free.popleft()
+        if len(self._waiting) >= self.queue_limit:
+            raise Full(f"all {self.slot_count} slots are taken and {len(self._waiting)} streams wait")
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release(turn.result())
+            raise
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def _release(self, slot: int) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(slot)
+                return
+        self._free.append(slot)
+
+    # --- the device thread's side
+
+    @abstractmethod
+    def join(self, stream: S) -> None:
+        """Prepares the slot of a stream that enters the batch."""
+
+    @abstractmethod
+    def leave(self, stream: S) -> None:
+        """Forgets a stream that leaves the batch, finished or not."""
+
+    @abstractmethod
+    def advance(self) -> bool:
+        """Does one round over `streams`; True if another may follow at once."""
+
+    def hand_over(self, stream: Stream[Any, Any], item: Any) -> None:
+        """Keeps an output for the end of the round: one wake-up of the event loop carries all of them."""
+        self._handed_over.append((stream, item))
+
+    def _admit(self, stream: S) -> None:
+        try:
+            self.join(stream)
+        except Exception as error:
+            stream.fail(error)
+        self.streams[stream.slot] = stream
+
+    def _dismiss(self, stream: S) -> None:
+        try:
+            if self.streams.pop(stream.slot, None) is not None:
+                self.leave(stream)
+        finally:
+            assert self._event_loop is not None
+            self._event_loop.call_soon_threadsafe(self._release, stream.slot)
+
+    def _round(self) -> bool:
+        try:
+            more = self.advance()
+        except Exception as error:
+            # Which stream broke the round is not known, and the state of all may be half-written.
+            for stream in self.streams.values():
+                if not stream.done:
+                    stream.fail(error)
+            more = True
+        if self._handed_over:
+            batch, self._handed_over = self._handed_over, []
+            assert self._event_loop is not None
+            self._event_loop.call_soon_threadsafe(_deliver, batch)
+        return more
+
+
+def _deliver(batch: list[tuple[Stream[Any, Any], Any]]) -> None:
+    for stream, item in batch:
+        stream.receive(item)

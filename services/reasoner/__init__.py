@@ -1,0 +1,1 @@
+"""The reasoner stage: hears the user and writes the reply."""

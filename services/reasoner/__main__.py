@@ -1,0 +1,57 @@
+"""`python -m services.reasoner`."""
+
+import sys
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from services.inference.checkpoint import open_checkpoint
+from services.inference.device import resolve_device, resolve_dtype
+from services.inference.tokenizer import Tokenizer
+from services.reasoner import weights
+from services.reasoner.engine import ReasonerEngine
+from services.reasoner.features import MelFeatures
+from services.reasoner.metrics import ReasonerMetrics
+from services.reasoner.service import SERVICE_NAME, ReasonerService
+from services.reasoner.settings import ReasonerSettings
+from services.runtime.settings import load
+from services.stage.process import serve_stage
+
+STAGE = "reasoner"
+
+
+def build(settings: ReasonerSettings) -> ReasonerEngine:
+    """Loads the reasoner."""
+    checkpoint = open_checkpoint(settings.checkpoint)
+    device = resolve_device(settings.device)
+    model = weights.load(checkpoint, device, resolve_dtype(settings.dtype, device))
+    return ReasonerEngine(
+        model,
+        Tokenizer(checkpoint.folder),
+        MelFeatures(checkpoint.folder),
+        slot_count=settings.slots,
+        queue_limit=settings.queue_limit,
+        context_length=settings.resolve_context_length(model.config.stack.rope.max_positions),
+        prefill_chunk=settings.prefill_chunk,
+    )
+
+
+def main() -> None:
+    """Serves the reasoner until it is told to stop."""
+    settings = load(ReasonerSettings, sys.argv[1:], stage=STAGE)
+    registry = CollectorRegistry()
+    uvloop.run(
+        serve_stage(
+            stage=STAGE,
+            settings=settings,
+            service=ReasonerService(ReasonerMetrics(registry)),
+            services=[SERVICE_NAME],
+            build=lambda: build(settings),
+            warm=ReasonerEngine.warm,
+            registry=registry,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

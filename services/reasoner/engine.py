@@ -1,0 +1,199 @@
+"""Schedules the reasoner's slots: one piece of a prefill and one token of every reply, in turn."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from services.inference.slots import Refused, SlotEngine, Stream
+from services.inference.tokenizer import SpecialTokenInText, TextStream, Tokenizer
+from services.reasoner.features import MelFeatures
+from services.reasoner.model import ReasonerModel, audio_token_count
+from services.reasoner.prompt import Clip, Prompt, Turn, assemble
+
+
+@dataclass(frozen=True)
+class ReasonerStep:
+    """A token of the reply and the state it was read from, hidden_state [hidden] float32."""
+
+    index: int
+    token_id: int
+    text: str
+    hidden_state: np.ndarray
+    is_end: bool
+
+
+@dataclass(eq=False)
+class ReasonerStream(Stream[list[Turn], ReasonerStep]):
+    """One reply's text. Its one input is the conversation; `resumed` are tokens that were sent by another replica."""
+
+    max_step_count: int | None = None
+    resumed: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.prompt: Prompt | None = None
+        self.finish_reason: Literal["stop", "length"] = "stop"
+        self.step_count = 0
+        self.column = 0
+        self.token = 0
+        self.decoding = False
+        self.text: TextStream | None = None
+        self.prefill: Iterator[None] | None = None
+
+
+class ReasonerEngine(SlotEngine[ReasonerStream]):
+    """The reasoner's slots. `prefill_chunk`: positions of a prompt that are run between two decode steps."""
+
+    def __init__(
+        self,
+        model: ReasonerModel,
+        tokenizer: Tokenizer,
+        features: MelFeatures,
+        *,
+        slot_count: int,
+        queue_limit: int,
+        context_length: int,
+        prefill_chunk: int,
+    ) -> None:
+        super().__init__(slot_count, queue_limit, "reasoner-device")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.features = features
+        self.context_length = context_length
+        self.prefill_chunk = prefill_chunk
+        self.cache = model.stack.cache(slots=slot_count, positions=context_length)
+        self._prefilling: deque[ReasonerStream] = deque()
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Runs each kind of step once into the dump column, so that the first caller does not pay for first times."""
+        device, hop = self.model.device, self.features.hop
+        mel = self.features.extract(np.zeros(self.model.config.mel_block * hop, np.float32)).to(device)
+        piece = self.model.encode_block(mel)[:1].expand(1, self.prefill_chunk, -1)
+        columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
+        last = torch.zeros(1, dtype=torch.int64, device=device)
+        reach = self.cache.reach(0)
+        self.model.next_token(self.model.prefill(piece, columns, last, self.cache.slot(0), reach))
+        tokens = torch.zeros(self.slot_count, dtype=torch.int64, device=device)
+        self.model.decode(tokens, torch.full_like(tokens, self.cache.dump), self.cache, reach)
+
+    def join(self, stream: ReasonerStream) -> None:
+        """A slot needs no preparation: what an earlier stream left in it is never seen."""
+
+    def leave(self, stream: ReasonerStream) -> None:
+        """Drops a prefill that is under way."""
+        if stream in self._prefilling:
+            self._prefilling.remove(stream)
+
+    @torch.inference_mode()
+    def advance(self) -> bool:
+        """One piece of the oldest prefill, then one token of every reply that is being written."""
+        for stream in self.streams.values():
+            if stream.inbox and stream.prefill is None and not stream.done:
+                stream.prefill = self._prefill(stream, stream.take())
+                self._prefilling.append(stream)
+        if self._prefilling:
+            self._advance_prefill(self._prefilling[0])
+        writing = [s for s in self.streams.values() if s.decoding and not s.done and s.writable]
+        if writing:
+            self._decode(writing)
+        return bool(self._prefilling or writing)
+
+    def _advance_prefill(self, stream: ReasonerStream) -> None:
+        assert stream.prefill is not None
+        try:
+            next(stream.prefill)
+            # Prompts take turns, so that a long one does not keep a short one waiting.
+            self._prefilling.rotate(-1)
+            return
+        except StopIteration:
+            stream.decoding = not stream.done
+        except (Refused, SpecialTokenInText) as refusal:
+            stream.fail(Refused(str(refusal)))
+        self._prefilling.remove(stream)
+
+    def _prefill(self, stream: ReasonerStream, turns: list[Turn]) -> Iterator[None]:
+        """Reads the conversation and emits the first step; yields between pieces of bounded work."""
+        prompt = self._assemble(turns)
+        stream.prompt = prompt
+        stream.text = self.tokenizer.text_stream()
+        yield
+        clips = []
+        for clip in prompt.clips:
+            blocks = []
+            mel = self.features.extract(clip.samples).to(self.model.device)
+            for block in mel.split(self.model.config.mel_block, dim=1):
+                blocks.append(self.model.encode_block(block))
+                yield
+            clips.append(torch.cat(blocks))
+        ids = torch.tensor(prompt.token_ids, device=self.model.device)
+        embeddings = self.model.embed_tokens(ids)
+        if clips:
+            embeddings[ids == self.model.config.audio_token_id] = torch.cat(clips).to(embeddings.dtype)
+        hidden = embeddings[:1]
+        for start in range(0, len(ids), self.prefill_chunk):
+            hidden = self._prefill_chunk(stream, embeddings[start : start + self.prefill_chunk], start)
+            if start + self.prefill_chunk < len(ids):
+                yield
+        stream.column = len(ids)
+        tokens = self.model.next_token(hidden)
+        self._emit(stream, int(tokens[0]), hidden[0].float().cpu().numpy())
+
+    def _assemble(self, turns: list[Turn]) -> Prompt:
+        clips = [part for turn in turns for part in turn.parts if isinstance(part, Clip)]
+        for text in (part for turn in turns for part in turn.parts if isinstance(part, str)):
+            self.tokenizer.refuse_special_tokens(text)
+        counts = [audio_token_count(self.features.frame_count(len(clip.samples))) for clip in clips]
+        prompt = assemble(turns, counts, self.tokenizer, self.model.config.audio_token_id)
+        if len(prompt.token_ids) >= self.context_length:
+            raise Refused(
+                f"the conversation is too long: it has {len(prompt.token_ids)} positions; "
+                f"expected fewer than the context of {self.context_length}"
+            )
+        return prompt
+
+    def _prefill_chunk(self, stream: ReasonerStream, piece: torch.Tensor, start: int) -> torch.Tensor:
+        """Every chunk has the same shape, so that a position's result does not depend on the prompt's length."""
+        count, device = len(piece), self.model.device
+        padded = piece.new_zeros((1, self.prefill_chunk, piece.shape[1]))
+        padded[0, :count] = piece
+        columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
+        columns[0, :count] = torch.arange(start, start + count, device=device)
+        last = torch.tensor([count - 1], device=device)
+        reach = self.cache.reach(start + count - 1)
+        return self.model.prefill(padded, columns, last, self.cache.slot(stream.slot), reach)
+
+    def _decode(self, writing: list[ReasonerStream]) -> None:
+        tokens = torch.zeros(self.slot_count, dtype=torch.int64)
+        columns = torch.full((self.slot_count,), self.cache.dump)
+        for stream in writing:
+            tokens[stream.slot] = stream.token
+            columns[stream.slot] = stream.column
+            stream.column += 1
+        reach = self.cache.reach(max(stream.column - 1 for stream in writing))
+        device = self.model.device
+        hidden, following = self.model.decode(tokens.to(device), columns.to(device), self.cache, reach)
+        hidden_on_host, following_on_host = hidden.float().cpu().numpy(), following.tolist()
+        for stream in writing:
+            self._emit(stream, following_on_host[stream.slot], hidden_on_host[stream.slot])
+
+    def _emit(self, stream: ReasonerStream, token: int, hidden: np.ndarray) -> None:
+        """Sends a step, unless another replica has sent it, and ends the stream where the reply ends."""
+        index = stream.step_count
+        resumed = index < len(stream.resumed)
+        stream.token = stream.resumed[index] if resumed else token
+        stream.step_count += 1
+        assert stream.text is not None
+        is_end = stream.token == self.model.config.end_token_id
+        text = stream.text.read(stream.token)
+        if not resumed:
+            stream.emit(ReasonerStep(index, stream.token, text, hidden.copy(), is_end))
+        if is_end:
+            stream.finish()
+        elif stream.step_count == stream.max_step_count or stream.column == self.context_length:
+            stream.finish_reason = "length"
+            stream.finish()

@@ -1,0 +1,96 @@
+"""The reasoner: audio encoder and language model. Tensors in, tensors out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2_5OmniAudioEncoderConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
+
+from services.inference.kv_cache import KvCache
+from services.inference.transformer import Transformer, TransformerConfig, transformer_config
+
+
+@dataclass(frozen=True)
+class ReasonerConfig:
+    """The reasoner's numbers."""
+
+    stack: TransformerConfig
+    audio: Qwen2_5OmniAudioEncoderConfig
+    vocabulary_size: int
+    audio_token_id: int
+    end_token_id: int
+
+    @property
+    def mel_block(self) -> int:
+        """Mel frames of one attention block of the audio encoder: 2 s."""
+        return 2 * int(self.audio.n_window)
+
+
+def reasoner_config(
+    text: dict[str, Any], audio: dict[str, Any], *, audio_token_id: int, end_token_id: int
+) -> ReasonerConfig:
+    """Builds the numbers from the language model's and the audio encoder's config sections."""
+    stack = transformer_config(text, qkv_bias=True, default_theta=1e6)
+    audio_config = Qwen2_5OmniAudioEncoderConfig(**{k: v for k, v in audio.items() if k not in ("model_type", "dtype")})
+    if audio_config.output_dim != stack.hidden_size:
+        raise ValueError(
+            f"config.json: the audio encoder's output_dim is {audio_config.output_dim}; "
+            f"expected the language model's hidden_size, {stack.hidden_size}"
+        )
+    return ReasonerConfig(stack, audio_config, int(text["vocab_size"]), audio_token_id, end_token_id)
+
+
+def audio_token_count(mel_frames: int) -> int:
+    """Positions that a clip of so many mel frames takes in the prompt; model.md C.2."""
+    return ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1
+
+
+class ReasonerModel(nn.Module):
+    """The reasoner's weights and its three steps: encode a block of audio, prefill a chunk, decode a token."""
+
+    def __init__(self, config: ReasonerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocabulary_size, config.stack.hidden_size)
+        self.stack = Transformer(config.stack)
+        self.lm_head = nn.Linear(config.stack.hidden_size, config.vocabulary_size, bias=False)
+        self.audio_encoder = Qwen2_5OmniAudioEncoder(config.audio)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_tokens.weight.device
+
+    def encode_block(self, mel: Tensor) -> Tensor:
+        """One attention block of a clip: mel [mel bins, n ≤ mel_block] → embeddings [audio tokens, hidden].
+
+        Blocks do not see each other and a full block has an even number of positions, so the blocks of a clip joined
+        are the clip encoded at once; the last may be shorter.
+        """
+        if audio_token_count(mel.shape[1]) < 1:
+            return mel.new_empty((0, self.config.stack.hidden_size)).to(self.embed_tokens.weight)
+        length = torch.tensor([mel.shape[1]], device=mel.device)
+        encoded: Tensor = self.audio_encoder(input_features=mel, feature_lens=length).last_hidden_state
+        return encoded
+
+    def prefill(self, embeddings: Tensor, columns: Tensor, last: Tensor, cache: KvCache, reach: int) -> Tensor:
+        """Runs a chunk of a prompt: embeddings [1, C, hidden], columns [1, C] → state at index `last` [1], [1, hidden].
+
+        Padding of the chunk goes to the cache's dump column.
+        """
+        hidden = self.stack(embeddings, columns, cache, reach)
+        return hidden.index_select(1, last)[:, 0]
+
+    def next_token(self, hidden: Tensor) -> Tensor:
+        """The most likely token after each state: hidden [B, hidden] → [B] int64."""
+        return self.lm_head(hidden).argmax(dim=-1)
+
+    def decode(self, tokens: Tensor, columns: Tensor, cache: KvCache, reach: int) -> tuple[Tensor, Tensor]:
+        """One step of all slots: tokens [S], columns [S] → states after the final norm [S, hidden], next tokens [S].
+
+        A slot that sits out has the dump column.
+        """
+        hidden = self.stack(self.embed_tokens(tokens)[:, None], columns[:, None], cache, reach)[:, 0]
+        return hidden, self.next_token(hidden)

@@ -1,0 +1,64 @@
+"""`python -m services.speech`."""
+
+import sys
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from services.inference.checkpoint import open_checkpoint
+from services.inference.device import resolve_device, resolve_dtype
+from services.inference.tokenizer import Tokenizer
+from services.runtime.settings import load
+from services.speech import weights
+from services.speech.engine import SpeechEngine
+from services.speech.metrics import SpeechMetrics
+from services.speech.service import SERVICE_NAME, SpeechService
+from services.speech.settings import SpeechSettings
+from services.stage.process import serve_stage
+
+STAGE = "speech"
+
+
+def build(settings: SpeechSettings) -> SpeechEngine:
+    """Loads backbone and depth decoder."""
+    checkpoint = open_checkpoint(settings.checkpoint)
+    if settings.rope_scaling == "config" and (unscaled := weights.unscaled_stacks(checkpoint.config)):
+        structlog.get_logger().warning("no rope scaling in config.json", sections=unscaled, setting="rope_scaling")
+    device = resolve_device(settings.device)
+    model = weights.load(
+        checkpoint,
+        device,
+        resolve_dtype(settings.dtype, device),
+        depth_positions=settings.depth_positions,
+        rope_scaling=settings.rope_scaling,
+    )
+    return SpeechEngine(
+        model,
+        Tokenizer(checkpoint.folder),
+        slot_count=settings.slots,
+        queue_limit=settings.queue_limit,
+        context_length=settings.resolve_context_length(model.config.backbone.rope.max_positions),
+        prefill_chunk=settings.prefill_chunk,
+    )
+
+
+def main() -> None:
+    """Serves the speech stage until it is told to stop."""
+    settings = load(SpeechSettings, sys.argv[1:], stage=STAGE)
+    registry = CollectorRegistry()
+    uvloop.run(
+        serve_stage(
+            stage=STAGE,
+            settings=settings,
+            service=SpeechService(SpeechMetrics(registry)),
+            services=[SERVICE_NAME],
+            build=lambda: build(settings),
+            warm=SpeechEngine.warm,
+            registry=registry,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

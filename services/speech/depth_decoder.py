@@ -1,0 +1,74 @@
+"""The depth decoder: the codes of a frame after the first, one codebook at a time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from services.inference.kv_cache import KvCache
+from services.inference.sampling import Draw, draw
+from services.inference.transformer import Transformer, TransformerConfig
+
+DepthPositions = Literal["reference", "training"]
+
+
+@dataclass(frozen=True)
+class DepthDecoderConfig:
+    """The depth decoder's numbers. input_size: width of the backbone's states and of the code embeddings."""
+
+    stack: TransformerConfig
+    input_size: int
+    codebook_count: int
+    logit_count: int
+
+
+class DepthDecoder(nn.Module):
+    """Reads the backbone's state and the codes so far, gives the next code.
+
+    `positions`: which rotations the inputs [state, code 0, …] get. "reference" is 0,0,1,…,6, which both official
+    runtimes use and the published voices were heard with; "training" is 0,1,…,7 (model.md B.5).
+    """
+
+    def __init__(self, config: DepthDecoderConfig, positions: DepthPositions) -> None:
+        super().__init__()
+        self.config = config
+        self.stack = Transformer(config.stack)
+        self.projection = nn.Linear(config.input_size, config.stack.hidden_size, bias=False)
+        self.codebook_head = nn.Parameter(
+            torch.empty(config.codebook_count - 1, config.stack.hidden_size, config.logit_count)
+        )
+        self._offset = 1 if positions == "reference" else 0
+
+    def cache(self, slots: int) -> KvCache:
+        """Room for one frame of every slot; it is overwritten frame by frame."""
+        return self.stack.cache(slots=slots, positions=self.config.codebook_count)
+
+    def decode(
+        self,
+        hidden: Tensor,
+        first_codes: Tensor,
+        code_embedding: nn.Embedding,
+        code_count: int,
+        how: Draw,
+        frame: Tensor,
+        cache: KvCache,
+    ) -> Tensor:
+        """The frame's codes: hidden [S, input], first_codes [S], frame index [S] → [S, codebooks] int64.
+
+        code_embedding: the table shared with the backbone, a block of logit_count rows for each codebook. Only codes
+        below code_count are drawn.
+        """
+        codes = [first_codes]
+        inputs = torch.stack((hidden, code_embedding(first_codes)), dim=1)
+        column = 0
+        for codebook in range(1, self.config.codebook_count):
+            width = inputs.shape[1]
+            columns = torch.arange(column, column + width, device=hidden.device).expand(hidden.shape[0], width)
+            positions = (columns - self._offset).clamp(min=0)
+            states = self.stack(self.projection(inputs), columns, cache, self.config.codebook_count, positions)
+            logits = states[:, -1] @ self.codebook_head[codebook - 1]
+            codes.append(draw(logits[:, :code_count].float(), how, frame, codebook))
+            inputs = code_embedding(codes[-1] + codebook * self.config.logit_count)[:, None]
+            column += width
+        return torch.stack(codes, dim=1)

@@ -1,0 +1,261 @@
+"""Schedules the speech slots: a chunk of a voice prompt and one frame of every reply, in turn."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.inference.sampling import Draw
+from services.inference.slots import Refused, SlotEngine, Stream
+from services.inference.tokenizer import SpecialTokenInText, Tokenizer
+from services.speech.end_of_speech import judge
+from services.speech.interleave import Interleave, Next, positions_needed
+from services.speech.model import FrameInputs, SpeechModel
+
+Codes = list[int]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A voice prompt: what is said in the example, and its frames."""
+
+    transcript: str
+    frames: list[Codes]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one reply's codes are drawn: temperature 0 is greedy, top_k 0 is all, seed is any 64-bit number."""
+
+    temperature: float
+    top_k: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class SpeechStep:
+    """A step of the reasoner: its token and hidden_state [hidden] float32."""
+
+    token_id: int
+    hidden_state: np.ndarray
+    is_end: bool
+
+
+@dataclass(frozen=True)
+class SpeechFrame:
+    """A frame of the reply."""
+
+    index: int
+    codes: Codes
+
+
+@dataclass(eq=False)
+class SpeechStream(Stream[SpeechStep, SpeechFrame]):
+    """One reply's frames. `resumed` are frames that were sent by another replica: they are gone through again."""
+
+    voice: Voice
+    sampling: Sampling
+    max_frame_count: int | None = None
+    resumed: list[Codes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.transcript_ids: list[int] = []
+        self.finish_reason: Literal["stop", "length"] = "stop"
+        self.interleave = Interleave()
+        self.step: SpeechStep | None = None
+        self.frame_count = 0
+        self.previous: Codes = []
+        self.column = 0
+        self.prefill: Iterator[None] | None = None
+        self.speaking = False
+
+
+class SpeechEngine(SlotEngine[SpeechStream]):
+    """The speech slots. `prefill_chunk`: positions of a voice prompt that are run between two frames."""
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        tokenizer: Tokenizer,
+        *,
+        slot_count: int,
+        queue_limit: int,
+        context_length: int,
+        prefill_chunk: int,
+    ) -> None:
+        super().__init__(slot_count, queue_limit, "speech-device")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.prefill_chunk = prefill_chunk
+        self.cache = model.backbone.stack.cache(slots=slot_count, positions=context_length)
+        self.depth_cache = model.depth_decoder.cache(slot_count)
+        self._prefilling: deque[SpeechStream] = deque()
+
+    def transcript_ids(self, voice: Voice) -> list[int]:
+        """Token ids of a voice's transcript; Refused when the voice leaves no room to speak. Any thread."""
+        try:
+            self.tokenizer.refuse_special_tokens(voice.transcript)
+        except SpecialTokenInText as refusal:
+            raise Refused(f"voice_prompt.transcript: {refusal}") from refusal
+        ids = self.tokenizer.encode(voice.transcript)
+        needed = len(ids) + len(voice.frames) + 3 + positions_needed(with_step=True, first_frame=True)
+        if needed > self.context_length:
+            raise Refused(
+                f"the voice prompt is too long: {len(ids)} tokens and {len(voice.frames)} frames need {needed} "
+                f"positions to speak at all; expected at most the context of {self.context_length}"
+            )
+        return ids
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Runs each kind of step once into the dump column, so that the first caller does not pay for first times."""
+        device = self.model.device
+        columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
+        piece = torch.zeros((1, self.prefill_chunk, self.model.config.backbone.hidden_size), device=device)
+        reach = self.cache.reach(0)
+        self.model.prefill(piece.to(self.model.dtype), columns, self.cache.slot(0), reach)
+        inputs, _ = self._inputs([])
+        self.model.next_frames(inputs, self.cache, self.depth_cache, reach, any_step=True)
+
+    def join(self, stream: SpeechStream) -> None:
+        """Starts the prefill of the voice prompt."""
+        stream.prefill = self._prefill(stream)
+        self._prefilling.append(stream)
+
+    def leave(self, stream: SpeechStream) -> None:
+        """Drops a prefill that is under way."""
+        if stream in self._prefilling:
+            self._prefilling.remove(stream)
+
+    @torch.inference_mode()
+    def advance(self) -> bool:
+        """One chunk of the oldest prefill, then one frame of every reply that can have one."""
+        if self._prefilling:
+            stream = self._prefilling[0]
+            assert stream.prefill is not None
+            if next(stream.prefill, "done") == "done":
+                stream.speaking = True
+                self._prefilling.remove(stream)
+            else:
+                self._prefilling.rotate(-1)
+        speaking = [s for s in self.streams.values() if s.speaking and not s.done and s.writable and self._fed(s)]
+        if speaking:
+            self._speak(speaking)
+        return bool(self._prefilling or speaking)
+
+    def _prefill(self, stream: SpeechStream) -> Iterator[None]:
+        """Runs the voice prompt; yields between chunks. Every chunk has the same shape, however long the prompt is."""
+        device = self.model.device
+        transcript = torch.tensor(stream.transcript_ids, dtype=torch.int64, device=device)
+        frames = torch.tensor(stream.voice.frames, dtype=torch.int64, device=device)
+        prompt = self.model.embed_voice(transcript, frames)
+        for start in range(0, len(prompt), self.prefill_chunk):
+            if start:
+                yield
+            piece = prompt[start : start + self.prefill_chunk]
+            padded = piece.new_zeros((1, self.prefill_chunk, piece.shape[1]))
+            padded[0, : len(piece)] = piece
+            columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
+            columns[0, : len(piece)] = torch.arange(start, start + len(piece), device=device)
+            reach = self.cache.reach(start + len(piece) - 1)
+            self.model.prefill(padded, columns, self.cache.slot(stream.slot), reach)
+        stream.column = len(prompt)
+
+    def _fed(self, stream: SpeechStream) -> bool:
+        """Gives the stream what its next frame needs; False while it has to wait, or when it ended for want of room."""
+        # `ended` first: a step that arrives between the two looks must not be passed over.
+        ended = stream.ended
+        need = stream.interleave.next(step_waits=bool(stream.inbox), steps_ended=ended)
+        if need is Next.WAIT:
+            return False
+        first = not stream.previous
+        if need is Next.FRAME_ALONE and first:
+            stream.fail(Refused("the steps ended before the first; expected at least one step"))
+            return False
+        if stream.column + positions_needed(with_step=need is Next.STEP, first_frame=first) > self.context_length:
+            self._finish(stream, "length")
+            return False
+        stream.step = stream.take() if need is Next.STEP else None
+        if stream.step is not None:
+            stream.interleave.fed(is_end=stream.step.is_end)
+        return True
+
+    def _speak(self, speaking: list[SpeechStream]) -> None:
+        """The frame loop: one frame for each of these streams, in one batch step over all slots."""
+        inputs, highest = self._inputs(speaking)
+        any_step = any(stream.step is not None for stream in speaking)
+        codes = self.model.next_frames(
+            inputs, self.cache, self.depth_cache, self.cache.reach(highest), any_step=any_step
+        ).tolist()
+        for stream in speaking:
+            self._spoken(stream, codes[stream.slot])
+
+    def _spoken(self, stream: SpeechStream, codes: Codes) -> None:
+        """Keeps and sends a predicted frame, and ends the stream where speech ends."""
+        index = stream.frame_count
+        resumed = index < len(stream.resumed)
+        if resumed:
+            codes = stream.resumed[index]
+        stream.previous = codes
+        stream.interleave.spoken()
+        verdict = judge(codes)
+        if verdict.is_spoken:
+            stream.frame_count += 1
+            if not resumed:
+                stream.emit(SpeechFrame(index, codes))
+        if verdict.is_last:
+            self._finish(stream, "stop")
+        elif stream.frame_count == stream.max_frame_count:
+            self._finish(stream, "length")
+
+    def _finish(self, stream: SpeechStream, reason: Literal["stop", "length"]) -> None:
+        stream.finish_reason = reason
+        stream.finish()
+
+    def _inputs(self, speaking: list[SpeechStream]) -> tuple[FrameInputs, int]:
+        """The batch step's inputs, and the highest column in it. Slots that sit out write to the dump column."""
+        slots, config, dump = self.slot_count, self.model.config, self.cache.dump
+        previous = np.zeros((slots, config.codebook_count), np.int64)
+        hidden = np.zeros((slots, config.backbone.hidden_size), np.float32)
+        token, frame, top_k, seed = (np.zeros(slots, np.int64) for _ in range(4))
+        has_step = np.zeros(slots, np.bool_)
+        lead_columns = np.full((slots, 2), dump, np.int64)
+        column = np.full(slots, dump, np.int64)
+        temperature = np.zeros(slots, np.float32)
+        highest = 0
+        for stream in speaking:
+            slot = stream.slot
+            if stream.previous:
+                previous[slot] = stream.previous
+            if stream.step is not None:
+                has_step[slot] = True
+                hidden[slot] = stream.step.hidden_state
+                token[slot] = stream.step.token_id
+                if stream.previous:
+                    lead_columns[slot, 0] = stream.column
+                    stream.column += 1
+                lead_columns[slot, 1] = stream.column
+                stream.column += 1
+            column[slot] = stream.column
+            highest = max(highest, stream.column)
+            stream.column += 1
+            frame[slot] = stream.interleave.frame_index
+            temperature[slot] = stream.sampling.temperature
+            top_k[slot] = stream.sampling.top_k
+            seed[slot] = np.uint64(stream.sampling.seed).astype(np.int64)
+
+        def device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self.model.device)
+
+        how = Draw(device(temperature), device(top_k), device(seed))
+        inputs = FrameInputs(
+            device(previous), device(hidden), device(token), device(has_step), device(lead_columns), device(column),
+            device(frame), how,
+        )  # fmt: skip
+        return inputs, highest

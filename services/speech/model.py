@@ -1,0 +1,130 @@
+"""The speech stage's networks: tensors in, tensors out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from services.inference.kv_cache import KvCache
+from services.inference.sampling import Draw, draw
+from services.inference.transformer import TransformerConfig, transformer_config
+from services.speech.backbone import Backbone
+from services.speech.depth_decoder import DepthDecoder, DepthDecoderConfig, DepthPositions
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """The speech stage's numbers. code_count: codes of a codebook that have a sound; the heads have a few more."""
+
+    backbone: TransformerConfig
+    depth_decoder: TransformerConfig
+    vocabulary_size: int
+    codebook_count: int
+    logit_count: int
+    code_count: int
+    text_start_token_id: int
+    text_end_token_id: int
+
+
+def speech_config(backbone: dict[str, Any], depth_decoder: dict[str, Any], **numbers: int) -> SpeechConfig:
+    """Builds the numbers from the config sections of the two stacks and the rest by name."""
+    config = SpeechConfig(
+        backbone=transformer_config(backbone, qkv_bias=False, default_theta=5e5),
+        depth_decoder=transformer_config(depth_decoder, qkv_bias=False, default_theta=5e5),
+        **numbers,
+    )
+    width = int(depth_decoder.get("audio_embedding_dim") or config.backbone.hidden_size)
+    if width != config.backbone.hidden_size:
+        raise ValueError(
+            f"config.json: audio_embedding_dim is {width}; expected the backbone's hidden_size, "
+            f"{config.backbone.hidden_size}"
+        )
+    return config
+
+
+@dataclass(frozen=True)
+class FrameInputs:
+    """What one frame step of all slots needs; every tensor has a row a slot. Columns are cache columns, int64.
+
+    previous [S, codebooks]: the frame spoken last. hidden [S, hidden], token [S]: the step that is fed, where
+    `has_step` [S] bool. lead_columns [S, 2]: where the frame spoken last and the step's hidden state go when a step is
+    fed; column [S]: where the last position goes, which predicts. The dump column: not there. frame [S]: the index of
+    the frame to come.
+    """
+
+    previous: Tensor
+    hidden: Tensor
+    token: Tensor
+    has_step: Tensor
+    lead_columns: Tensor
+    column: Tensor
+    frame: Tensor
+    how: Draw
+
+
+class SpeechModel(nn.Module):
+    """Backbone, depth decoder and the two embedding tables that they share."""
+
+    def __init__(self, config: SpeechConfig, depth_positions: DepthPositions) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.backbone.hidden_size
+        self.text_embedding = nn.Embedding(config.vocabulary_size, hidden)
+        self.code_embedding = nn.Embedding(config.codebook_count * config.logit_count, hidden)
+        self.backbone = Backbone(config.backbone, config.logit_count)
+        self.depth_decoder = DepthDecoder(
+            DepthDecoderConfig(config.depth_decoder, hidden, config.codebook_count, config.logit_count),
+            depth_positions,
+        )
+        self.first_rows: Tensor
+        self.register_buffer("first_rows", torch.arange(config.codebook_count) * config.logit_count, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.code_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' precision."""
+        return self.code_embedding.weight.dtype
+
+    def embed_frames(self, codes: Tensor) -> Tensor:
+        """The sum of a frame's code embeddings: [..., codebooks] → [..., hidden]."""
+        return self.code_embedding(codes + self.first_rows).sum(dim=-2)
+
+    def embed_voice(self, transcript: Tensor, frames: Tensor) -> Tensor:
+        """The voice prompt's positions: transcript [n], frames [m, codebooks] → [n + m + 3, hidden]; model.md B.1.
+
+        The transcript between its marks, the frames, and a vector of zeros after which speech begins.
+        """
+        start = transcript.new_tensor([self.config.text_start_token_id])
+        end = transcript.new_tensor([self.config.text_end_token_id])
+        text = self.text_embedding(torch.cat((start, transcript, end)))
+        spoken = self.embed_frames(frames)
+        return torch.cat((text, spoken, torch.zeros_like(text[:1])))
+
+    def prefill(self, embeddings: Tensor, columns: Tensor, cache: KvCache, reach: int) -> None:
+        """Runs a chunk of a voice prompt: embeddings [1, C, hidden], columns [1, C]; padding goes to the dump."""
+        self.backbone.stack(embeddings, columns, cache, reach)
+
+    def next_frames(
+        self, inputs: FrameInputs, cache: KvCache, depth_cache: KvCache, reach: int, *, any_step: bool
+    ) -> Tensor:
+        """One frame of every slot: the codes [S, codebooks] int64.
+
+        Two backbone calls of fixed width: first the positions that only lead up to a step's token, left out when no
+        slot has one (any_step False), then the one position of each slot that predicts. A slot's result does not
+        depend on whether its neighbours are fed a step.
+        """
+        spoken = self.embed_frames(inputs.previous)
+        if any_step:
+            lead = torch.stack((spoken, inputs.hidden.to(self.dtype)), dim=1)
+            self.backbone.stack(lead, inputs.lead_columns, cache, reach)
+        last = torch.where(inputs.has_step[:, None], self.text_embedding(inputs.token), spoken)
+        hidden = self.backbone.stack(last[:, None], inputs.column[:, None], cache, reach)[:, 0]
+        first = draw(self.backbone.first_logits(hidden, self.config.code_count), inputs.how, inputs.frame, codebook=0)
+        return self.depth_decoder.decode(
+            hidden, first, self.code_embedding, self.config.code_count, inputs.how, inputs.frame, depth_cache
+        )

@@ -1,0 +1,172 @@
+"""SpeechService: messages to engine inputs, engine frames to messages."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Iterable
+
+import grpc
+from chroma_mesh.speech.v1 import speech_pb2, speech_pb2_grpc
+from chroma_mesh.types.v1 import types_pb2
+
+from services.runtime.errors import InvalidArgument
+from services.runtime.stream import IndexCheck, RequestStream
+from services.runtime.tensors import check_frame, decode_tensor
+from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechStep, SpeechStream, Voice
+from services.speech.metrics import SpeechMetrics
+from services.stage.refusals import refusals
+
+SERVICE_NAME = speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name
+DEFAULT_TEMPERATURE, MAXIMUM_TEMPERATURE, DEFAULT_TOP_K = 0.7, 2.0, 50
+_REASONS = {"stop": types_pb2.FINISH_REASON_STOP, "length": types_pb2.FINISH_REASON_LENGTH}
+
+Context = grpc.aio.ServicerContext[speech_pb2.GenerateFramesRequest, speech_pb2.GenerateFramesResponse]
+
+
+class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
+    """The servicer; `attach` gives it the engine before the first call."""
+
+    _engine: SpeechEngine
+
+    def __init__(self, metrics: SpeechMetrics) -> None:
+        self._metrics = metrics
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Puts the servicer on the server."""
+        speech_pb2_grpc.add_SpeechServiceServicer_to_server(self, server)
+
+    def attach(self, engine: SpeechEngine) -> None:
+        """Gives the servicer its engine."""
+        self._engine = engine
+        self._metrics.slots.watch(lambda: engine.slots_in_use, engine.slot_count)
+
+    async def GenerateFrames(self, requests: AsyncIterator[speech_pb2.GenerateFramesRequest], context: Context) -> None:
+        """One reply's frames; the law of the stream is in the proto."""
+        with self._metrics.slots.count_stream() as outcome, refusals():
+            reader = RequestStream(requests)
+            opening: speech_pb2.GenerateFramesOpen = await reader.open()
+            stream = self._stream(opening)
+            async with self._engine.open(stream):
+                self._metrics.slots.queue_wait.observe(stream.queue_seconds)
+                await context.write(self._opened(stream))
+                first_frame_seconds = await self._relay(reader, stream, context)
+            outcome.reason = stream.finish_reason
+            finished = speech_pb2.GenerateFramesFinished(
+                reason=_REASONS[stream.finish_reason],
+                frame_count=stream.frame_count,
+                transcript_token_ids=stream.transcript_ids if opening.return_prompt else (),
+                first_frame_seconds=first_frame_seconds,
+            )
+            await context.write(speech_pb2.GenerateFramesResponse(finished=finished))
+
+    async def _relay(
+        self, reader: RequestStream[speech_pb2.GenerateFramesRequest], stream: SpeechStream, context: Context
+    ) -> float:
+        """Feeds steps and sends frames until the reply ends; returns the time to the first frame, in seconds."""
+        feed = StepFeed(reader, stream, self._engine.model.config.backbone.hidden_size)
+        first_frame_seconds, last = 0.0, 0.0
+        async with asyncio.TaskGroup() as tasks:
+            feeding = tasks.create_task(feed.run(self._engine.model.config.vocabulary_size))
+            with refusals():
+                async for frame in stream:
+                    now = time.perf_counter()
+                    if last:
+                        self._metrics.frame_interval.observe(now - last)
+                    else:
+                        first_frame_seconds = now - feed.first_step_at
+                        self._metrics.first_frame.observe(first_frame_seconds)
+                    last = now
+                    spoken = speech_pb2.SpokenFrame(index=frame.index, frame=types_pb2.Frame(codes=frame.codes))
+                    await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
+                    self._metrics.frames.inc()
+            # The reply may end before its steps do; what the client still sends has no use.
+            feeding.cancel()
+        return first_frame_seconds
+
+    def _stream(self, opening: speech_pb2.GenerateFramesOpen) -> SpeechStream:
+        limit = opening.max_frame_count if opening.HasField("max_frame_count") else None
+        if limit == 0:
+            raise InvalidArgument("open.max_frame_count must be at least 1, got 0", field="open.max_frame_count")
+        prompt = opening.voice_prompt
+        if not prompt.transcript.strip():
+            raise InvalidArgument(
+                "open.voice_prompt.transcript must say what is said in the voice's example, got nothing",
+                reason="NO_TRANSCRIPT",
+                field="open.voice_prompt.transcript",
+            )
+        if not prompt.frames:
+            raise InvalidArgument("open.voice_prompt.frames must have a frame", field="open.voice_prompt.frames")
+        voice = Voice(prompt.transcript, self._codes(prompt.frames, "open.voice_prompt.frames"))
+        resumed = self._codes(opening.resume.frames, "open.resume.frames")
+        stream = SpeechStream(voice, self._sampling(opening.sampling), limit, resumed)
+        stream.transcript_ids = self._engine.transcript_ids(voice)
+        return stream
+
+    def _codes(self, frames: Iterable[types_pb2.Frame], field: str) -> list[Codes]:
+        config = self._engine.model.config
+        return [
+            check_frame(
+                frame,
+                codebook_count=config.codebook_count,
+                codebook_size=config.code_count,
+                field=f"{field}[{index}]",
+            )
+            for index, frame in enumerate(frames)
+        ]
+
+    def _sampling(self, sampling: types_pb2.Sampling) -> Sampling:
+        temperature = sampling.temperature if sampling.HasField("temperature") else DEFAULT_TEMPERATURE
+        top_k = sampling.top_k if sampling.HasField("top_k") else DEFAULT_TOP_K
+        if not (math.isfinite(temperature) and 0 <= temperature <= MAXIMUM_TEMPERATURE):
+            raise InvalidArgument(
+                f"sampling.temperature must be 0 to {MAXIMUM_TEMPERATURE:g}, got {temperature:g}",
+                field="sampling.temperature",
+            )
+        code_count = self._engine.model.config.code_count
+        if top_k > code_count:
+            raise InvalidArgument(f"sampling.top_k must be 0 to {code_count}, got {top_k}", field="sampling.top_k")
+        return Sampling(temperature, top_k, sampling.seed)
+
+    def _opened(self, stream: SpeechStream) -> speech_pb2.GenerateFramesResponse:
+        config = self._engine.model.config
+        return speech_pb2.GenerateFramesResponse(
+            opened=speech_pb2.GenerateFramesOpened(
+                hidden_size=config.backbone.hidden_size,
+                codebook_count=config.codebook_count,
+                codebook_size=config.code_count,
+                context_length=self._engine.context_length,
+                queue_seconds=stream.queue_seconds,
+            )
+        )
+
+
+class StepFeed:
+    """Hands the client's steps to the engine, in order, until `end`."""
+
+    def __init__(
+        self, reader: RequestStream[speech_pb2.GenerateFramesRequest], stream: SpeechStream, hidden_size: int
+    ) -> None:
+        self.first_step_at = time.perf_counter()
+        self._reader = reader
+        self._stream = stream
+        self._hidden_size = hidden_size
+
+    async def run(self, vocabulary_size: int) -> None:
+        """Returns when the client half-closes after `end`."""
+        index = IndexCheck("step.index")
+        text_ended = False
+        async for _, step in self._reader:
+            index.expect(step.index)
+            if step.index == 0:
+                self.first_step_at = time.perf_counter()
+            if text_ended:
+                raise InvalidArgument("no step may follow the one with is_end", reason="OUT_OF_ORDER", field="step")
+            if step.token_id >= vocabulary_size:
+                raise InvalidArgument(
+                    f"step.token_id must be below {vocabulary_size}, got {step.token_id}", field="step.token_id"
+                )
+            hidden = decode_tensor(step.hidden_state, shape=(self._hidden_size,), field="step.hidden_state")
+            text_ended = step.is_end
+            await self._stream.send(SpeechStep(step.token_id, hidden, step.is_end))
+        self._stream.end()
+        await self._reader.nothing_more()

@@ -1,0 +1,80 @@
+"""The process of a stage that holds a model."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import torch
+from prometheus_client import CollectorRegistry
+
+from services.inference.slots import SlotEngine
+from services.runtime.server import serve
+from services.stage.settings import StageSettings
+
+Engine = TypeVar("Engine", bound=SlotEngine[Any])
+
+
+class StageService(Protocol):
+    """A stage's servicer: it is on the server before the model is there, so the engine comes later."""
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Puts the servicer on the server."""
+
+    def attach(self, engine: Any) -> None:
+        """Gives the servicer its engine; calls come after this."""
+
+
+async def serve_stage(
+    *,
+    stage: str,
+    settings: StageSettings,
+    service: StageService,
+    services: Sequence[str],
+    build: Callable[[], Engine],
+    warm: Callable[[Engine], None],
+    registry: CollectorRegistry,
+) -> None:
+    """Serves a stage: `build` loads its engine off the event loop, `warm` runs once on the device thread."""
+    life = StageLife(settings, service, build, warm)
+    await serve(
+        stage=stage,
+        settings=settings,
+        add=service.add_to,
+        services=services,
+        prepare=life.prepare,
+        close=life.close,
+        registry=registry,
+    )
+
+
+class StageLife:
+    """Loads a stage's engine and ends it."""
+
+    def __init__(
+        self,
+        settings: StageSettings,
+        service: StageService,
+        build: Callable[[], Engine],
+        warm: Callable[[Engine], None],
+    ) -> None:
+        self._settings = settings
+        self._service = service
+        self._build = build
+        self._warm = warm
+        self._engine: SlotEngine[Any] | None = None
+
+    async def prepare(self) -> None:
+        """Loads, warms and attaches the engine."""
+        if self._settings.threads is not None:
+            torch.set_num_threads(self._settings.threads)
+        engine = await asyncio.to_thread(self._build)
+        engine.start()
+        self._engine = engine
+        await engine.call(lambda: self._warm(engine))
+        self._service.attach(engine)
+
+    async def close(self) -> None:
+        """Ends the device thread, if it was started."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)
