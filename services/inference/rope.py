@@ -46,8 +46,10 @@ class Rope(nn.Module):
 
     def __init__(self, settings: RopeSettings) -> None:
         super().__init__()
-        frequencies, self.scale = _inverse_frequencies(settings)
-        self.register_buffer("inverse_frequencies", frequencies, persistent=False)
+        # Computed on the CPU whatever the device, so that all devices rotate by the same angles.
+        with torch.device("cpu"):
+            frequencies, self.scale = _inverse_frequencies(settings)
+        self.register_buffer("inverse_frequencies", frequencies.to(torch.get_default_device()), persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [B, W] int64 → cosines and sines [B, 1, W, head_dim] float32."""

@@ -35,6 +35,8 @@ def transformer_config(section: dict[str, Any], *, qkv_bias: bool, default_theta
     """
     if (activation := section.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"config.json: hidden_act is {activation!r}; expected 'silu'")
+    if other := set(section.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError(f"config.json: layer_types has {', '.join(sorted(other))}; expected only full_attention")
     hidden, heads = int(section["hidden_size"]), int(section["num_attention_heads"])
     head_dim = int(section.get("head_dim") or hidden // heads)
     kv_heads = int(section.get("num_key_value_heads") or heads)

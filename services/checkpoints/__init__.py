@@ -1,0 +1,1 @@
+"""Making checkpoints in the published layout."""

@@ -1,0 +1,1 @@
+"""The codec stage: Mimi, between sound and RVQ codes."""

@@ -1,0 +1,105 @@
+"""Schedules the codec's slots: each round decodes one frame of every stream that has one."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.codec.model import Codec
+from services.codec.slot_decoder import SlotDecoder
+from services.inference.slots import Full, SlotEngine, Stream
+
+Frame = list[int]
+Samples = NDArray[np.float32]
+
+
+class DecodeStream(Stream[Frame, Samples]):
+    """One reply's sound: frames in, samples [samples_per_frame] of each frame out.
+
+    The first `played_frame_count` frames are decoded, since what follows needs them, but their sound is not given out.
+    """
+
+    def __init__(self, played_frame_count: int = 0) -> None:
+        super().__init__()
+        self.played_frame_count = played_frame_count
+        self.frame_count = 0
+
+    @property
+    def unread_count(self) -> int:
+        """Frames whose sound was given out but not read."""
+        return self._emitted - self._taken
+
+    async def ready(self) -> list[Samples]:
+        """The sound of all frames that are ready, at least one; empty at the end of the reply."""
+        frames = []
+        async for samples in self:
+            frames.append(samples)
+            if not self.unread_count:
+                break
+        return frames
+
+    def decoded(self, samples: Samples) -> None:
+        """Takes the next frame's sound; on the device thread."""
+        if self.frame_count >= self.played_frame_count:
+            self.emit(samples)
+        self.frame_count += 1
+
+
+class CodecEngine(SlotEngine[DecodeStream]):
+    """The codec's slots, and encoding between two rounds."""
+
+    _decoder: SlotDecoder
+
+    def __init__(self, codec: Codec, *, slot_count: int, queue_limit: int) -> None:
+        super().__init__(slot_count, queue_limit, "codec-device")
+        self.codec = codec
+        self._encoding_count = 0
+
+    def warm(self) -> None:
+        """Allocates the slots and runs the codec once each way, so that no stream pays for a first time."""
+        self._decoder = self.codec.slot_decoder(self.slot_count)
+        self.codec.encode(torch.zeros(self.codec.samples_per_frame))
+        self._decoder.step({0: [0] * self.codec.codebook_count})
+
+    async def encode(self, samples: Samples) -> list[Frame]:
+        """Encodes sound [samples] into frames; raises Full when `queue_limit` others wait.
+
+        One call on the device thread, however long the sound is: decoding waits for it.
+        """
+        if self._encoding_count > self.queue_limit:
+            raise Full(f"a sound is being encoded and {self.queue_limit} wait")
+        self._encoding_count += 1
+        try:
+            frames: list[Frame] = await self.call(lambda: self.codec.encode(torch.from_numpy(samples)).tolist())
+        finally:
+            self._encoding_count -= 1
+        return frames
+
+    def join(self, stream: DecodeStream) -> None:
+        """Forgets what the slot's last stream left."""
+        self._decoder.reset(stream.slot)
+
+    def leave(self, stream: DecodeStream) -> None:
+        """Nothing to do: a slot is made new when a stream joins."""
+
+    def advance(self) -> bool:
+        """Decodes a frame of every stream that has one and whose reader keeps up."""
+        live = [stream for stream in self.streams.values() if not stream.done]
+        due = [stream for stream in live if stream.inbox and stream.writable]
+        if due:
+            self._decode(due)
+        for stream in live:
+            # In this order: once `ended` is seen, all frames are in the inbox.
+            if stream.ended and not stream.inbox and not stream.done:
+                stream.finish()
+        return bool(due)
+
+    def _decode(self, due: list[DecodeStream]) -> None:
+        try:
+            decoded = self._decoder.step({stream.slot: stream.take() for stream in due})
+        except Exception as error:
+            # Slots without a frame in this round are not touched by it, so their streams go on.
+            for stream in due:
+                stream.fail(error)
+            return
+        for stream in due:
+            stream.decoded(decoded[stream.slot])

@@ -1,0 +1,1 @@
+"""The front of the mesh: owns conversations and relays every reply through the three stages."""

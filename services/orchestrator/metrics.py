@@ -1,0 +1,93 @@
+"""What the orchestrator counts."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from services.runtime.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable, most_telling
+from services.runtime.metrics import FIRST_AUDIO_BUCKETS, FRAME_INTERVAL_BUCKETS
+
+REPLY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 600.0)
+
+# `abandoned`: the session ended under the reply. `late`: a stage took longer than its deadline.
+ReplyReason = Literal["stop", "length", "cancelled", "abandoned", "invalid", "unavailable", "late", "failed"]
+REASONS: tuple[ReplyReason, ...] = (
+    "stop", "length", "cancelled", "abandoned", "invalid", "unavailable", "late", "failed",
+)  # fmt: skip
+
+
+@dataclass
+class ReplyOutcome:
+    """How a reply ended; the block that gives it sets `reason`."""
+
+    reason: ReplyReason = "stop"
+
+
+class OrchestratorMetrics:
+    """Sessions, and the replies that they were given."""
+
+    def __init__(self, registry: CollectorRegistry, *, session_limit: int) -> None:
+        self.first_audio = Histogram(
+            "chroma_orchestrator_first_audio_seconds",
+            "From the end of a user turn to the reply's first sound leaving the orchestrator, in seconds.",
+            buckets=FIRST_AUDIO_BUCKETS,
+            registry=registry,
+        )
+        self.frame_interval = Histogram(
+            "chroma_orchestrator_frame_interval_seconds",
+            "Time between pieces of a reply's sound, for each frame in the later one, in seconds.",
+            buckets=FRAME_INTERVAL_BUCKETS,
+            registry=registry,
+        )
+        self._reply_seconds = Histogram(
+            "chroma_orchestrator_reply_seconds",
+            "From a reply's start to its end, in seconds.",
+            buckets=REPLY_BUCKETS,
+            registry=registry,
+        )
+        self._replies = Counter(
+            "chroma_orchestrator_replies_total", "Replies that ended, by how.", labelnames=["reason"], registry=registry
+        )
+        for reason in REASONS:  # a rate needs the zero before the first one
+            self._replies.labels(reason)
+        self._sessions_in_use = Gauge("chroma_orchestrator_sessions_in_use", "Open sessions.", registry=registry)
+        sessions = Gauge("chroma_orchestrator_sessions", "Most sessions at a time.", registry=registry)
+        sessions.set(session_limit)
+
+    @contextmanager
+    def count_session(self) -> Iterator[None]:
+        """Counts one session as open within the block."""
+        with self._sessions_in_use.track_inprogress():
+            yield
+
+    @contextmanager
+    def count_reply(self) -> Iterator[ReplyOutcome]:
+        """Counts and times one reply: by `reason` when the block ended well, by its exception otherwise."""
+        outcome, started_at = ReplyOutcome(), time.perf_counter()
+        try:
+            yield outcome
+        except BaseException as failure:
+            outcome.reason = _reason(failure)
+            raise
+        finally:
+            self._replies.labels(outcome.reason).inc()
+            self._reply_seconds.observe(time.perf_counter() - started_at)
+
+
+def _reason(failure: BaseException) -> ReplyReason:
+    if isinstance(failure, asyncio.CancelledError):
+        return "abandoned"
+    match most_telling(failure):
+        case InvalidArgument():
+            return "invalid"
+        case Unavailable() | ResourceExhausted():
+            return "unavailable"
+        case DeadlineExceeded():
+            return "late"
+        case _:
+            return "failed"

@@ -1,0 +1,234 @@
+"""The three stages as the orchestrator sees them: their channels, their facts, and calls that keep the stream law."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import grpc
+from chroma_mesh.codec.v1 import codec_pb2, codec_pb2_grpc
+from chroma_mesh.reasoner.v1 import reasoner_pb2, reasoner_pb2_grpc
+from chroma_mesh.speech.v1 import speech_pb2, speech_pb2_grpc
+from chroma_mesh.types.v1 import types_pb2
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.runtime.channel import open_channel
+from services.runtime.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    MeshError,
+    Unavailable,
+    from_rpc_error,
+)
+
+SERVICES = {
+    "reasoner": reasoner_pb2.DESCRIPTOR.services_by_name["ReasonerService"].full_name,
+    "speech": speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name,
+    "codec": codec_pb2.DESCRIPTOR.services_by_name["CodecService"].full_name,
+}
+# Between two looks at a stage that answers, but not as it should yet.
+RETRY_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class CodecFacts:
+    """What the codec told about itself."""
+
+    sample_rate_hz: int
+    samples_per_frame: int
+    codebook_count: int
+    codebook_size: int
+
+    @classmethod
+    def of(cls, opened: codec_pb2.DecodeOpened) -> Self:
+        """The facts in the codec's `opened`."""
+        return cls(
+            sample_rate_hz=opened.sample_rate_hz,
+            samples_per_frame=opened.samples_per_frame,
+            codebook_count=opened.codebook_count,
+            codebook_size=opened.codebook_size,
+        )
+
+
+class StageCall:
+    """One bidirectional call to a stage, cancelled at the end of its block unless it has ended.
+
+    Iteration gives (name of the payload, payload) from `opened` to `finished`, and is over when the stage has ended the
+    call with OK. Whatever else happens raises a MeshError that names the stage; so does a failure of `requests`.
+    """
+
+    def __init__(self, stage: str, method: Any, requests: AsyncIterator[Message], *, deadline_seconds: float) -> None:
+        self._stage = stage
+        self._method = method
+        self._requests = requests
+        self._deadline_seconds = deadline_seconds
+        self._request_failure: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        self._call = self._method(self._watched_requests(), timeout=self._deadline_seconds)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, Any]]:
+        previous: str | None = None
+        try:
+            async for response in self._call:
+                kind = response.WhichOneof("payload")
+                if (kind == "opened") != (previous is None) or previous == "finished" or kind is None:
+                    raise self._broken(f"sent {kind} after {previous}")
+                previous = kind
+                yield kind, getattr(response, kind)
+        except grpc.aio.AioRpcError as error:
+            raise stage_error(self._stage, from_rpc_error(error)) from None
+        except asyncio.CancelledError:
+            if _is_being_cancelled():
+                raise
+            # Nobody cancelled this task, so it is the call that was cancelled: its requests failed.
+            raise self._request_failure or Unavailable(
+                f"the {self._stage} stage: the call was cancelled", reason="STAGE_CANCELLED", stage=self._stage
+            ) from None
+        if previous != "finished":
+            raise Unavailable(
+                f"the {self._stage} stage ended its stream without finished", reason="UNFINISHED", stage=self._stage
+            )
+
+    def expect(self, what: str, expected: object, got: object) -> None:
+        """Raises Internal, reason STAGE_BROKE_CONTRACT, unless what the stage sent is what was expected."""
+        if got != expected:
+            raise self._broken(f"sent {what} {got}, expected was {expected}")
+
+    async def _watched_requests(self) -> AsyncIterator[Message]:
+        # grpc.aio cancels the call when its requests fail, and tells nobody why.
+        try:
+            async for request in self._requests:
+                yield request
+        except Exception as failure:
+            self._request_failure = failure
+            raise
+
+    def _broken(self, how: str) -> Internal:
+        return Internal(f"the {self._stage} stage {how}", reason="STAGE_BROKE_CONTRACT", stage=self._stage)
+
+
+class Stages:
+    """Channels to the three stages; use it with `async with`, or close it."""
+
+    def __init__(
+        self, *, reasoner_address: str, speech_address: str, codec_address: str, reply_deadline_seconds: float
+    ) -> None:
+        self._deadline_seconds = reply_deadline_seconds
+        self._addresses = {"reasoner": reasoner_address, "speech": speech_address, "codec": codec_address}
+        self._channels = {stage: open_channel(address) for stage, address in self._addresses.items()}
+        self._reasoner = reasoner_pb2_grpc.ReasonerServiceStub(self._channels["reasoner"])
+        self._speech = speech_pb2_grpc.SpeechServiceStub(self._channels["speech"])
+        self._codec = codec_pb2_grpc.CodecServiceStub(self._channels["codec"])
+        self._codec_facts: CodecFacts | None = None
+
+    @property
+    def codec_facts(self) -> CodecFacts:
+        """The codec's facts, known after `learn`."""
+        assert self._codec_facts is not None, "learn() comes first"
+        return self._codec_facts
+
+    def generate(self, requests: AsyncIterator[reasoner_pb2.GenerateRequest]) -> StageCall:
+        """Opens one reply's stream to the reasoner."""
+        return StageCall("reasoner", self._reasoner.Generate, requests, deadline_seconds=self._deadline_seconds)
+
+    def generate_frames(self, requests: AsyncIterator[speech_pb2.GenerateFramesRequest]) -> StageCall:
+        """Opens one reply's stream to the speech stage."""
+        return StageCall("speech", self._speech.GenerateFrames, requests, deadline_seconds=self._deadline_seconds)
+
+    def decode(self, requests: AsyncIterator[codec_pb2.DecodeRequest]) -> StageCall:
+        """Opens one reply's stream to the codec."""
+        return StageCall("codec", self._codec.Decode, requests, deadline_seconds=self._deadline_seconds)
+
+    async def encode(self, audio: types_pb2.Audio) -> list[types_pb2.Frame]:
+        """The codec's frames for a voice's example."""
+        try:
+            response = await self._codec.Encode(codec_pb2.EncodeRequest(audio=audio), timeout=self._deadline_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise stage_error("codec", from_rpc_error(error)) from None
+        if not response.frames or any(len(frame.codes) != self.codec_facts.codebook_count for frame in response.frames):
+            raise Internal(
+                f"the codec stage must encode to frames of {self.codec_facts.codebook_count} codes",
+                reason="STAGE_BROKE_CONTRACT",
+                stage="codec",
+            )
+        return list(response.frames)
+
+    async def until_serving(self, deadline_seconds: float) -> None:
+        """Waits until all three stages serve; Unavailable, reason STAGE_NOT_SERVING, names those that are too late."""
+        async with asyncio.TaskGroup() as tasks:
+            waits = [
+                tasks.create_task(self._until_one_serves(stage, service, deadline_seconds))
+                for stage, service in SERVICES.items()
+            ]
+        problems = [problem for wait in waits if (problem := wait.result())]
+        if problems:
+            raise Unavailable("; ".join(problems), reason="STAGE_NOT_SERVING")
+
+    async def learn(self, audio_format: types_pb2.AudioFormat) -> None:
+        """Asks the codec for its facts, with an empty reply in a format that it takes."""
+
+        async def nothing() -> AsyncIterator[codec_pb2.DecodeRequest]:
+            yield codec_pb2.DecodeRequest(open=codec_pb2.DecodeOpen(audio_format=audio_format))
+            yield codec_pb2.DecodeRequest(end=codec_pb2.DecodeEnd())
+
+        async with self.decode(nothing()) as call:
+            async for kind, payload in call:
+                if kind == "opened":
+                    self._codec_facts = CodecFacts.of(payload)
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def _until_one_serves(self, stage: str, service: str, deadline_seconds: float) -> str | None:
+        # Says what is wrong rather than raise it, so that one message can name every stage that is missing.
+        watch = health_pb2_grpc.HealthStub(self._channels[stage]).Watch
+        state = "not reachable"
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                while True:
+                    try:
+                        async for health in watch(
+                            health_pb2.HealthCheckRequest(service=service),
+                            wait_for_ready=True,
+                            timeout=deadline_seconds,
+                        ):
+                            if health.status == health_pb2.HealthCheckResponse.SERVING:
+                                return None
+                            state = health_pb2.HealthCheckResponse.ServingStatus.Name(health.status)
+                    except grpc.aio.AioRpcError as error:
+                        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                            state = f"{error.code().name}: {error.details()}"
+                    await asyncio.sleep(RETRY_SECONDS)
+        except TimeoutError:
+            return f"the {stage} stage at {self._addresses[stage]} does not serve after {deadline_seconds:g} s: {state}"
+
+
+def stage_error(stage: str, error: MeshError) -> MeshError:
+    """What a session is told of a stage's error: the same kind and reason, where they mean the same to its client.
+
+    A call that ended without the orchestrator's doing is as good as an absent stage; anything else is our bug.
+    """
+    message = f"the {stage} stage: {error.message}"
+    match error:
+        case InvalidArgument() | Unavailable() | DeadlineExceeded() | Internal():
+            told = type(error)(message, reason=error.reason)
+            told.metadata = {**error.metadata, "stage": stage}
+            return told
+        case _ if error.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED):
+            return Unavailable(message, reason=f"STAGE_{error.code.name}", stage=stage)
+        case _:
+            return Internal(f"{message} ({error.code.name})", reason="STAGE_FAILED", stage=stage)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,197 @@
+"""Voices: those that ship with the mesh, those that were created, and what the speech stage needs of each."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import structlog
+from chroma_mesh.types.v1 import types_pb2
+
+from services.orchestrator.stages import CodecFacts
+from services.orchestrator.voice_store import NAME, VoiceExample, VoiceFolder, VoiceMemory, VoiceOutline, VoiceStore
+from services.runtime.audio import check_duration, check_format, decode_pcm
+from services.runtime.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+
+BUILTIN_FOLDER = Path(__file__).parent / "builtin_voices"
+MINIMUM_EXAMPLE_SECONDS = 0.02
+MAXIMUM_EXAMPLE_SECONDS = 30.0
+# Nobody says more in 30 s, and ListVoices sends all transcripts in one message.
+MAXIMUM_TRANSCRIPT_CHARACTERS = 2000
+# Encoded examples that are remembered; each has at most some hundred KB.
+REMEMBERED_EXAMPLES = 256
+
+
+class Encoder(Protocol):
+    """What voices need of the codec."""
+
+    @property
+    def codec_facts(self) -> CodecFacts:
+        """The codec's facts."""
+
+    async def encode(self, audio: types_pb2.Audio) -> list[types_pb2.Frame]:
+        """The sound's frames."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A named voice as it is listed; the example's length is in seconds."""
+
+    name: str
+    transcript: str
+    example_seconds: float
+    is_default: bool
+    is_builtin: bool
+
+
+class Voices:
+    """Finds voices by name and encodes each example once.
+
+    Created voices are kept in `folder`, or in memory without one.
+    """
+
+    def __init__(self, encoder: Encoder, *, folder: Path | None, default_voice: str, voice_limit: int) -> None:
+        self._encoder = encoder
+        self._builtin: VoiceStore = VoiceFolder(BUILTIN_FOLDER)
+        self._builtin_names = self._builtin.names()
+        self._created: VoiceStore = VoiceMemory() if folder is None else VoiceFolder(folder)
+        self._default_voice = default_voice
+        self._voice_limit = voice_limit
+        self._changing = asyncio.Lock()
+        # By what was encoded, not by name: a name may be deleted and taken by another voice.
+        self._encoded: OrderedDict[tuple[bytes, CodecFacts], list[types_pb2.Frame]] = OrderedDict()
+        self._encoding: WeakValueDictionary[tuple[bytes, CodecFacts], asyncio.Lock] = WeakValueDictionary()
+
+    async def listing(self) -> list[Voice]:
+        """All voices, sorted by name; one whose files cannot be read is left out and logged."""
+        return await asyncio.to_thread(self._listing)
+
+    async def create(self, name: str, example: VoiceExample) -> Voice:
+        """Adds a voice, once the codec has taken its example.
+
+        Raises InvalidArgument for a bad name or example, AlreadyExists, and ResourceExhausted at the limit.
+        """
+        if not NAME.fullmatch(name):
+            raise InvalidArgument(
+                f"name must be 1 to 64 of a-z, 0-9, '-' and '_', got {name!r}", reason="BAD_NAME", field="name"
+            )
+        self._check_example(example, "example")
+        await self._frames(example)
+        async with self._changing:
+            names = await asyncio.to_thread(self._created.names)
+            if name in names | self._builtin_names:
+                raise AlreadyExists(f"voice {name} exists", reason="VOICE_EXISTS", field="name")
+            if len(names) >= self._voice_limit:
+                raise ResourceExhausted(
+                    f"at most {self._voice_limit} voices can be created", reason="VOICE_LIMIT", field="name"
+                )
+            await asyncio.to_thread(self._created.write, name, example)
+        return self._voice(name, VoiceOutline(example.transcript, example.seconds))
+
+    async def delete(self, name: str) -> None:
+        """Removes a created voice; prompts that were made of it stay good.
+
+        Raises NotFound, and FailedPrecondition for a voice that ships with the mesh or that sessions use by default.
+        """
+        if name in self._builtin_names:
+            raise FailedPrecondition(
+                f"voice {name} ships with the mesh and stays", reason="VOICE_IS_BUILTIN", field="name"
+            )
+        if name == self._default_voice:
+            raise FailedPrecondition(f"voice {name} is the default and stays", reason="VOICE_IS_DEFAULT", field="name")
+        async with self._changing:
+            if name not in await asyncio.to_thread(self._created.names):
+                raise _not_found(name, "name")
+            await asyncio.to_thread(self._created.remove, name)
+
+    async def example(self, name: str | None = None, *, field: str = "voice_name") -> VoiceExample:
+        """The example of the named voice, or of the default one; raises NotFound."""
+        name = self._default_voice if name is None else name
+        store = self._builtin if name in self._builtin_names else self._created
+        example = await asyncio.to_thread(store.read, name) if NAME.fullmatch(name) else None
+        if example is None:
+            raise _not_found(name, field)
+        return example
+
+    async def prompt(self, example: VoiceExample, *, field: str = "voice_example") -> types_pb2.VoicePrompt:
+        """The example as the speech stage needs it; raises InvalidArgument for one that is no good."""
+        self._check_example(example, field)
+        return types_pb2.VoicePrompt(transcript=example.transcript, frames=await self._frames(example))
+
+    def _listing(self) -> list[Voice]:
+        voices = []
+        for store, names in (
+            (self._builtin, self._builtin_names),
+            (self._created, self._created.names() - self._builtin_names),
+        ):
+            for name in names:
+                try:
+                    outline = store.outline(name)
+                except Internal as error:
+                    structlog.get_logger().warning("voice left out", voice=name, detail=error.message)
+                    continue
+                if outline is not None:
+                    voices.append(self._voice(name, outline))
+        return sorted(voices, key=lambda voice: voice.name)
+
+    def _voice(self, name: str, outline: VoiceOutline) -> Voice:
+        return Voice(
+            name=name,
+            transcript=outline.transcript,
+            example_seconds=outline.seconds,
+            is_default=name == self._default_voice,
+            is_builtin=name in self._builtin_names,
+        )
+
+    def _check_example(self, example: VoiceExample, field: str) -> None:
+        if not example.transcript.strip():
+            raise InvalidArgument(
+                f"{field}.transcript must say what is said in the example, got nothing",
+                reason="NO_TRANSCRIPT",
+                field=f"{field}.transcript",
+            )
+        if len(example.transcript) > MAXIMUM_TRANSCRIPT_CHARACTERS:
+            raise InvalidArgument(
+                f"{field}.transcript must have at most {MAXIMUM_TRANSCRIPT_CHARACTERS} characters, "
+                f"got {len(example.transcript)}",
+                reason="TRANSCRIPT_TOO_LONG",
+                field=f"{field}.transcript",
+            )
+        rate = self._encoder.codec_facts.sample_rate_hz
+        encoding = check_format(example.audio.format, sample_rate_hz=rate, field=f"{field}.audio.format")
+        samples = decode_pcm(example.audio.data, encoding, field=f"{field}.audio.data")
+        check_duration(
+            len(samples),
+            sample_rate_hz=rate,
+            minimum_seconds=MINIMUM_EXAMPLE_SECONDS,
+            maximum_seconds=MAXIMUM_EXAMPLE_SECONDS,
+            field=f"{field}.audio.data",
+        )
+
+    async def _frames(self, example: VoiceExample) -> list[types_pb2.Frame]:
+        audio = example.audio.SerializeToString(deterministic=True)
+        key = (hashlib.sha256(audio).digest(), self._encoder.codec_facts)
+        lock = self._encoding.setdefault(key, asyncio.Lock())
+        async with lock:  # those who ask meanwhile wait for the one call
+            frames = self._encoded.get(key)
+            if frames is None:
+                frames = self._encoded[key] = await self._encoder.encode(example.audio)
+                if len(self._encoded) > REMEMBERED_EXAMPLES:
+                    self._encoded.popitem(last=False)
+            else:
+                self._encoded.move_to_end(key)
+            return frames
+
+
+def _not_found(name: str, field: str) -> NotFound:
+    return NotFound(f"there is no voice {name!r}", reason="VOICE_NOT_FOUND", field=field)

@@ -1,0 +1,172 @@
+"""What every call of every service goes through: admission, ids, and errors made into statuses."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from services.runtime.errors import Cancelled, Internal, MeshError, Unavailable, most_telling, to_rpc_status
+
+# Answered at all times, whatever state the service is in.
+ALWAYS_OPEN = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What a call belongs to; None where it is unknown."""
+
+    session_id: str | None = None
+    turn_index: int | None = None
+    traceparent: str | None = None
+
+
+_ids: ContextVar[Ids] = ContextVar("ids", default=Ids())  # noqa: B039 - Ids is frozen
+
+
+def current_ids() -> Ids:
+    """The ids of the running call."""
+    return _ids.get()
+
+
+@contextmanager
+def with_ids(
+    *, session_id: str | None = None, turn_index: int | None = None, traceparent: str | None = None
+) -> Iterator[Ids]:
+    """Within the block, these ids are in every log line and go out with every call; one left out stays as it was."""
+    given = {"session_id": session_id, "turn_index": turn_index, "traceparent": traceparent}
+    given = {name: value for name, value in given.items() if value is not None}
+    ids = replace(_ids.get(), **given)  # type: ignore[arg-type]
+    token = _ids.set(ids)
+    try:
+        with structlog.contextvars.bound_contextvars(**given):
+            yield ids
+    finally:
+        _ids.reset(token)
+
+
+def outgoing_metadata() -> tuple[tuple[str, str], ...]:
+    """The current ids as call metadata."""
+    ids = current_ids()
+    pairs = (("x-session-id", ids.session_id), ("x-turn-index", ids.turn_index), ("traceparent", ids.traceparent))
+    return tuple((key, str(value)) for key, value in pairs if value is not None)
+
+
+def incoming_ids(metadata: Sequence[tuple[str, str | bytes]]) -> Ids:
+    """The ids that came with a call. Ids only describe, so a malformed one is left out; a trace is begun where none came."""
+    found = {key: value for key, value in metadata if isinstance(value, str)}
+    turn_index, traceparent = found.get("x-turn-index", ""), found.get("traceparent", "")
+    return Ids(
+        session_id=found.get("x-session-id"),
+        turn_index=int(turn_index) if turn_index.isascii() and turn_index.isdigit() else None,
+        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else new_traceparent(),
+    )
+
+
+def new_traceparent() -> str:
+    """A W3C traceparent that begins a trace, marked as not sampled."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+
+
+class Phase(Enum):
+    """Where a service is in its life."""
+
+    LOADING = "the service is loading"
+    SERVING = "the service answers"
+    DRAINING = "the service is shutting down"
+
+
+class Gate:
+    """Admits calls while the service is serving, and knows when the last admitted one has ended."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.LOADING
+        self._open_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Holds one admitted call; Unavailable with reason LOADING or DRAINING when the service is not serving."""
+        if self.phase is not Phase.SERVING:
+            raise Unavailable(self.phase.value, reason=self.phase.name)
+        self._open_calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._open_calls -= 1
+            if self._open_calls == 0:
+                self._idle.set()
+
+    async def until_idle(self) -> None:
+        """Returns when no admitted call is open."""
+        await self._idle.wait()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of the mesh's services; health and reflection stay as they are."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._log = structlog.get_logger()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """The handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.split("/")[1] in ALWAYS_OPEN:
+            return handler
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(self._guard(method, handler.stream_stream), **codec)
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **codec)
+        raise TypeError(f"{method} must be unary or bidirectional")
+
+    def _guard(
+        self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            ids = incoming_ids(tuple(context.invocation_metadata() or ()))
+            with with_ids(session_id=ids.session_id, turn_index=ids.turn_index, traceparent=ids.traceparent):
+                try:
+                    with self._gate.admit():
+                        return await behavior(request, context)
+                except (Exception, BaseExceptionGroup) as failure:
+                    error = self._explain(method, failure)
+                await context.abort_with_status(rpc_status.to_status(to_rpc_status(error)))
+
+        return guarded
+
+    def _explain(self, method: str, failure: BaseException) -> MeshError:
+        error = most_telling(failure)
+        if error is None:
+            self._log.error("call failed", method=method, exc_info=failure)
+            return Internal("internal error")
+        facts = {"method": method, "code": error.code.name, "reason": error.reason, "detail": error.message}
+        if isinstance(error, Internal):
+            self._log.error("call failed", exc_info=failure, **facts)
+        elif isinstance(error, Cancelled):
+            self._log.debug("call cancelled", **facts)
+        else:
+            self._log.info("call refused", **facts)
+        return error

@@ -1,0 +1,105 @@
+"""Prometheus metrics that every stage has, and the port they are read from."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from services.runtime.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    MeshError,
+    ResourceExhausted,
+    Unavailable,
+    most_telling,
+)
+
+# Fine where the budget of a first sample lies, from 10 to 400 ms.
+FIRST_AUDIO_BUCKETS = (
+    0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.225, 0.25, 0.275, 0.3, 0.35, 0.4,
+    0.6, 1.0, 2.0, 5.0, 10.0,
+)  # fmt: skip
+# Around the 80 ms that a frame lasts.
+FRAME_INTERVAL_BUCKETS = (
+    0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.16, 0.24, 0.5, 1.0, 5.0,
+)  # fmt: skip
+QUEUE_WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+FinishedReason = Literal["stop", "length", "cancelled", "invalid", "failed", "unavailable"]
+REASONS: tuple[FinishedReason, ...] = ("stop", "length", "cancelled", "invalid", "failed", "unavailable")
+
+
+@contextmanager
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
+    """Answers GET /metrics on a thread of its own within the block; gives the bound port."""
+    server, thread = start_http_server(port, host, registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@dataclass
+class StreamOutcome:
+    """How a stream ended; set `reason` when the model's own end or a limit is known."""
+
+    reason: FinishedReason = "stop"
+
+
+class SlotMetrics:
+    """Slots, their queue and how their streams ended: what each stage with slots counts."""
+
+    def __init__(self, stage: str, registry: CollectorRegistry) -> None:
+        self.queue_wait = Histogram(
+            f"chroma_{stage}_queue_wait_seconds",
+            "Time that streams waited for a slot, in seconds.",
+            buckets=QUEUE_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._slots_in_use = Gauge(f"chroma_{stage}_slots_in_use", "Slots that streams hold.", registry=registry)
+        self._slots = Gauge(f"chroma_{stage}_slots", "Slots in all.", registry=registry)
+        self._finished_streams = Counter(
+            f"chroma_{stage}_finished_streams_total",
+            "Streams that ended, by how.",
+            labelnames=["reason"],
+            registry=registry,
+        )
+        for reason in REASONS:  # a rate needs the zero before the first one
+            self._finished_streams.labels(reason)
+
+    def watch(self, in_use: Callable[[], int], total: int) -> None:
+        """Reads the gauges from the engine: slots in use at each scrape, and how many there are."""
+        self._slots_in_use.set_function(in_use)
+        self._slots.set(total)
+
+    @contextmanager
+    def count_stream(self) -> Iterator[StreamOutcome]:
+        """Counts one stream by how the block ended: by `reason` when it ended well, by its exception otherwise."""
+        outcome = StreamOutcome()
+        try:
+            yield outcome
+        except BaseException as failure:
+            outcome.reason = _reason(failure)
+            raise
+        finally:
+            self._finished_streams.labels(outcome.reason).inc()
+
+
+def _reason(failure: BaseException) -> FinishedReason:
+    if isinstance(failure, asyncio.CancelledError):
+        return "cancelled"
+    match most_telling(failure):
+        case Cancelled() | DeadlineExceeded():
+            return "cancelled"
+        case Unavailable() | ResourceExhausted():
+            return "unavailable"
+        case None | Internal():
+            return "failed"
+        case MeshError():
+            return "invalid"

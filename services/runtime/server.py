@@ -1,0 +1,157 @@
+"""The life of a service's process: listen, load, serve, drain."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from services.runtime.interceptors import CallInterceptor, Gate, Phase
+from services.runtime.logs import configure
+from services.runtime.metrics import serve_metrics
+from services.runtime.settings import ServiceSettings
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that listens; `prepared` is done when prepare() is."""
+
+    address: str
+    metrics_port: int
+    prepared: asyncio.Task[None]
+
+
+async def serve(
+    *,
+    stage: str,
+    settings: ServiceSettings,
+    add: Callable[[grpc.aio.Server], None],
+    services: Sequence[str],
+    prepare: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+    registry: CollectorRegistry,
+) -> None:
+    """Serves until SIGTERM or SIGINT; the body of a service's process, under `uvloop.run`.
+
+    `add` puts the servicers on the server, `services` are their full proto names. It listens at once, with health
+    NOT_SERVING and calls UNAVAILABLE until `prepare` (load and warm, without blocking the loop) is done. At the end
+    open streams get the grace time, then `close` is called, also after a `prepare` that failed or was cut short.
+    Log lines "listening", "ready" and "failed" say how far it is; a failure before "ready" ends with status 1.
+    """
+    configure(stage, settings)
+    log = structlog.get_logger()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        async with running(
+            stage=stage,
+            settings=settings,
+            add=add,
+            services=services,
+            prepare=prepare,
+            close=close,
+            registry=registry,
+            wait_ready=False,
+        ) as server:
+            await asyncio.wait((stopping, server.prepared), return_when=asyncio.FIRST_COMPLETED)
+            if server.prepared.done():
+                await server.prepared
+            await stopping
+    except Exception as failure:
+        log.error("failed", reason=str(failure), exc_info=failure)
+        raise SystemExit(1) from failure
+    finally:
+        stopping.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def running(
+    *,
+    stage: str,
+    settings: ServiceSettings,
+    add: Callable[[grpc.aio.Server], None],
+    services: Sequence[str],
+    prepare: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+    registry: CollectorRegistry,
+    wait_ready: bool = True,
+) -> AsyncIterator[RunningServer]:
+    """The same server without signals, in this process: it serves within the block and drains after it."""
+    log = structlog.get_logger()
+    gate, servicer = Gate(), health.aio.HealthServicer()
+    limits = [(f"grpc.max_{way}_message_length", settings.max_message_bytes) for way in ("send", "receive")]
+    options = [
+        *limits,
+        ("grpc.so_reuseport", 0),  # or a second process would share the port in silence
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ]
+    server = grpc.aio.server(interceptors=[CallInterceptor(gate)], options=options)
+    add(server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+
+    async def set_health(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", *services):
+            await servicer.set(name, status)
+
+    async def load() -> None:
+        await prepare()
+        gate.phase = Phase.SERVING
+        await set_health(SERVING)
+        log.info("ready")
+
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(close)
+        await set_health(NOT_SERVING)
+        port = server.add_insecure_port(_address(settings.host, settings.port))
+        metrics_port = stack.enter_context(serve_metrics(registry, settings.host, settings.metrics_port))
+        await server.start()
+
+        async def drain() -> None:
+            gate.phase = Phase.DRAINING
+            await servicer.enter_graceful_shutdown()
+            await _stop(server, gate, settings.grace_seconds)
+
+        stack.push_async_callback(drain)
+        address = _address(settings.host, port)
+        log.info("listening", address=address, metrics_address=_address(settings.host, metrics_port))
+        prepared = asyncio.create_task(load())
+        stack.push_async_callback(_cancel, prepared)
+        if wait_ready:
+            await prepared
+        yield RunningServer(address, metrics_port, prepared)
+
+
+async def _stop(server: grpc.aio.Server, gate: Gate, grace_seconds: float) -> None:
+    # Watchers of health and users of reflection never leave by themselves: only the mesh's own calls use up the grace.
+    async with asyncio.TaskGroup() as tasks:
+        stopped = tasks.create_task(server.stop(grace_seconds))
+        idle = tasks.create_task(gate.until_idle())
+        await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await server.stop(None)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
