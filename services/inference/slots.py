@@ -55,12 +55,13 @@ class Stream(Generic[In, Out]):
     # --- asyncio's side
 
     async def send(self, item: In) -> None:
-        """Hands an input to the engine; waits while the inbox is full."""
+        """Hands an input to the engine; waits while the inbox is full. A stream that is done takes nothing more."""
         while len(self.inbox) >= self._inbox_limit and not self.done:
             self._room.clear()
             await self._room.wait()
-        self.inbox.append(item)
-        self._wake()
+        if not self.done:
+            self.inbox.append(item)
+            self._wake()
 
     def end(self) -> None:
         """Says that the input is complete."""

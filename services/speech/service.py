@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 
 import grpc
 from chroma_mesh.speech.v1 import speech_pb2, speech_pb2_grpc
@@ -14,9 +15,11 @@ from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import check_frame, decode_tensor
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechStep, SpeechStream, Voice
 from services.speech.metrics import SpeechMetrics
+from services.speech.model import SpeechConfig
 from services.stage.refusals import refusals
 
 SERVICE_NAME = speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name
+SETTLE_SECONDS = 5.0
 DEFAULT_TEMPERATURE, MAXIMUM_TEMPERATURE, DEFAULT_TOP_K = 0.7, 2.0, 50
 _REASONS = {"stop": types_pb2.FINISH_REASON_STOP, "length": types_pb2.FINISH_REASON_LENGTH}
 
@@ -46,41 +49,39 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
             reader = RequestStream(requests)
             opening: speech_pb2.GenerateFramesOpen = await reader.open()
             stream = self._stream(opening)
-            async with self._engine.open(stream):
-                self._metrics.slots.queue_wait.observe(stream.queue_seconds)
-                await context.write(self._opened(stream))
-                first_frame_seconds = await self._relay(reader, stream, context)
-            outcome.reason = stream.finish_reason
-            finished = speech_pb2.GenerateFramesFinished(
-                reason=_REASONS[stream.finish_reason],
-                frame_count=stream.frame_count,
-                transcript_token_ids=stream.transcript_ids if opening.return_prompt else (),
-                first_frame_seconds=first_frame_seconds,
-            )
-            await context.write(speech_pb2.GenerateFramesResponse(finished=finished))
+            feed = StepFeed(reader, stream, self._engine.model.config)
+            async with asyncio.TaskGroup() as tasks:
+                async with self._engine.open(stream):
+                    self._metrics.slots.queue_wait.observe(stream.queue_seconds)
+                    await context.write(self._opened(stream))
+                    feeding = tasks.create_task(feed.run())
+                    first_frame_seconds = await self._send_frames(stream, feed, context)
+                outcome.reason = stream.finish_reason
+                finished = speech_pb2.GenerateFramesFinished(
+                    reason=_REASONS[stream.finish_reason],
+                    frame_count=stream.frame_count,
+                    transcript_token_ids=stream.transcript_ids if opening.return_prompt else (),
+                    first_frame_seconds=first_frame_seconds,
+                )
+                await context.write(speech_pb2.GenerateFramesResponse(finished=finished))
+                await feed.settle()
+                feeding.cancel()
 
-    async def _relay(
-        self, reader: RequestStream[speech_pb2.GenerateFramesRequest], stream: SpeechStream, context: Context
-    ) -> float:
-        """Feeds steps and sends frames until the reply ends; returns the time to the first frame, in seconds."""
-        feed = StepFeed(reader, stream, self._engine.model.config.backbone.hidden_size)
+    async def _send_frames(self, stream: SpeechStream, feed: "StepFeed", context: Context) -> float:
+        """Sends frames until the reply ends; returns the time to the first one, in seconds."""
         first_frame_seconds, last = 0.0, 0.0
-        async with asyncio.TaskGroup() as tasks:
-            feeding = tasks.create_task(feed.run(self._engine.model.config.vocabulary_size))
-            with refusals():
-                async for frame in stream:
-                    now = time.perf_counter()
-                    if last:
-                        self._metrics.frame_interval.observe(now - last)
-                    else:
-                        first_frame_seconds = now - feed.first_step_at
-                        self._metrics.first_frame.observe(first_frame_seconds)
-                    last = now
-                    spoken = speech_pb2.SpokenFrame(index=frame.index, frame=types_pb2.Frame(codes=frame.codes))
-                    await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
-                    self._metrics.frames.inc()
-            # The reply may end before its steps do; what the client still sends has no use.
-            feeding.cancel()
+        with refusals():
+            async for frame in stream:
+                now = time.perf_counter()
+                if last:
+                    self._metrics.frame_interval.observe(now - last)
+                else:
+                    first_frame_seconds = now - feed.first_step_at
+                    self._metrics.first_frame.observe(first_frame_seconds)
+                last = now
+                spoken = speech_pb2.SpokenFrame(index=frame.index, frame=types_pb2.Frame(codes=frame.codes))
+                await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
+                self._metrics.frames.inc()
         return first_frame_seconds
 
     def _stream(self, opening: speech_pb2.GenerateFramesOpen) -> SpeechStream:
@@ -144,14 +145,15 @@ class StepFeed:
     """Hands the client's steps to the engine, in order, until `end`."""
 
     def __init__(
-        self, reader: RequestStream[speech_pb2.GenerateFramesRequest], stream: SpeechStream, hidden_size: int
+        self, reader: RequestStream[speech_pb2.GenerateFramesRequest], stream: SpeechStream, config: SpeechConfig
     ) -> None:
         self.first_step_at = time.perf_counter()
         self._reader = reader
         self._stream = stream
-        self._hidden_size = hidden_size
+        self._config = config
+        self._ended = asyncio.Event()
 
-    async def run(self, vocabulary_size: int) -> None:
+    async def run(self) -> None:
         """Returns when the client half-closes after `end`."""
         index = IndexCheck("step.index")
         text_ended = False
@@ -161,12 +163,24 @@ class StepFeed:
                 self.first_step_at = time.perf_counter()
             if text_ended:
                 raise InvalidArgument("no step may follow the one with is_end", reason="OUT_OF_ORDER", field="step")
-            if step.token_id >= vocabulary_size:
+            if step.token_id >= self._config.vocabulary_size:
                 raise InvalidArgument(
-                    f"step.token_id must be below {vocabulary_size}, got {step.token_id}", field="step.token_id"
+                    f"step.token_id must be below {self._config.vocabulary_size}, got {step.token_id}",
+                    field="step.token_id",
                 )
-            hidden = decode_tensor(step.hidden_state, shape=(self._hidden_size,), field="step.hidden_state")
+            shape = (self._config.backbone.hidden_size,)
+            hidden = decode_tensor(step.hidden_state, shape=shape, field="step.hidden_state")
             text_ended = step.is_end
             await self._stream.send(SpeechStep(step.token_id, hidden, step.is_end))
         self._stream.end()
+        self._ended.set()
         await self._reader.nothing_more()
+
+    async def settle(self) -> None:
+        """Gives a client whose reply ended before its steps did the time to say `end`.
+
+        A call that ends under a client that is just writing looks to some gRPC libraries like a broken one.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._ended.wait()

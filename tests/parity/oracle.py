@@ -54,7 +54,11 @@ class Oracle:
         thinker = Qwen2_5OmniThinkerForConditionalGeneration(Qwen2_5OmniThinkerConfig(**self.config["thinker_config"]))
         self.thinker = self._filled(
             thinker,
-            {"thinker.audio_tower.": "model.audio_tower.", "thinker.model.": "model.language_model.", "thinker.lm_head.": "lm_head."},
+            {
+                "thinker.audio_tower.": "model.audio_tower.",
+                "thinker.model.": "model.language_model.",
+                "thinker.lm_head.": "lm_head.",
+            },
         )
         self.backbone = self._llama("backbone_config", "backbone.model.")
         self.depth_decoder = self._llama("decoder_config", "decoder.model.")
@@ -96,7 +100,11 @@ class Oracle:
         features: dict[str, Tensor] = {}
         if case.user_wavs:
             clips = self.extractor(
-                case.user_wavs, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
+                case.user_wavs,
+                sampling_rate=16000,
+                padding="max_length",
+                return_attention_mask=True,
+                return_tensors="pt",
             )
             features = {
                 "input_features": clips["input_features"],
@@ -156,7 +164,9 @@ class Oracle:
             if not codes[:-1].any():
                 break
             inputs = [self._embed_frame(codes)]
-        return torch.stack(stored) if stored else torch.zeros((0, self.config["audio_num_codebooks"]), dtype=torch.int64)
+        return (
+            torch.stack(stored) if stored else torch.zeros((0, self.config["audio_num_codebooks"]), dtype=torch.int64)
+        )
 
     def _depth(self, state: Tensor) -> Tensor:
         """One frame, the whole prefix run anew for every code: no cache, an explicit mask, positions 0,0,1,…"""
@@ -210,14 +220,11 @@ class Oracle:
             "decoder.layers.": "decoder.decoder_seanet.layers.",
         }
         renamed = {}
-        for name, tensor in self._tensors.items():
-            if name.startswith("codec_model."):
-                name = name.removeprefix("codec_model.")
-                for old, new in moved.items():
-                    if name.startswith(old):
-                        name = new + name.removeprefix(old)
-                        break
-                renamed[name] = tensor
+        for stored, tensor in self._tensors.items():
+            if stored.startswith("codec_model."):
+                name = stored.removeprefix("codec_model.")
+                prefix = next((old for old in moved if name.startswith(old)), "")
+                renamed[moved.get(prefix, "") + name.removeprefix(prefix)] = tensor
         return renamed
 
 
