@@ -1,6 +1,5 @@
 """What the orchestrator counts."""
 
-import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,14 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from services.runtime.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable, most_telling
+from services.runtime.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+    most_telling,
+)
 from services.runtime.metrics import FIRST_AUDIO_BUCKETS, FRAME_INTERVAL_BUCKETS
 
 REPLY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 600.0)
@@ -80,9 +86,9 @@ class OrchestratorMetrics:
 
 
 def _reason(failure: BaseException) -> ReplyReason:
-    if isinstance(failure, asyncio.CancelledError):
-        return "abandoned"
     match most_telling(failure):
+        case Cancelled():
+            return "abandoned"
         case InvalidArgument():
             return "invalid"
         case Unavailable() | ResourceExhausted():

@@ -45,6 +45,11 @@ class IdleLimit:
                 f"the session was idle for {self._seconds:g} s: no message came and no reply was given", reason="IDLE"
             ) from None
 
+    @property
+    def deadline(self) -> float | None:
+        """When the block ends if nothing happens, on the loop's clock; None while something is done for the client."""
+        return self._timeout.when()
+
     def touch(self) -> None:
         """The client did something."""
         if not self._is_busy and not self._timeout.expired():

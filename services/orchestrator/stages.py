@@ -13,6 +13,7 @@ from chroma_mesh.types.v1 import types_pb2
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.orchestrator.call_ending import CallEnding
 from services.runtime.channel import open_channel
 from services.runtime.errors import (
     DeadlineExceeded,
@@ -68,6 +69,7 @@ class StageCall:
 
     async def __aenter__(self) -> Self:
         self._call = self._method(self._watched_requests(), timeout=self._deadline_seconds)
+        self._ending = CallEnding(self._call)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -83,7 +85,9 @@ class StageCall:
                 previous = kind
                 yield kind, getattr(response, kind)
         except grpc.aio.AioRpcError as error:
-            raise stage_error(self._stage, from_rpc_error(error)) from None
+            sent = await self._ending.error(error)
+            if sent is not None:
+                raise stage_error(self._stage, from_rpc_error(sent)) from None
         except asyncio.CancelledError:
             if _is_being_cancelled():
                 raise

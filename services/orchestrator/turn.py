@@ -19,7 +19,8 @@ STOP = types_pb2.FINISH_REASON_STOP
 LENGTH = types_pb2.FINISH_REASON_LENGTH
 CANCELLED = types_pb2.FINISH_REASON_CANCELLED
 
-# How far a stage may run ahead of the next one: about 10 s of speech. The streams between them buffer little more.
+# How far a stage may run ahead of the next one: about 10 s of speech.
+FRAMES_PER_STEP = 2
 STEPS_AHEAD = 64
 FRAMES_AHEAD = 128
 
@@ -29,46 +30,50 @@ Item = TypeVar("Item")
 class Track(Generic[Item]):
     """What one stage gave during a reply, in order, kept until the reply ends.
 
-    One writes, one reads. The writer waits while `ahead` items are unread. The reader may begin again at any index, so
-    that what a lost replica was told can be told to the next.
+    The writer waits while the next stage has `ahead` items still to use. That is counted by what the next stage gave in
+    turn: HTTP/2 alone would take thousands of small messages ahead of a stage that has stopped. The reader may begin
+    again at any index, so that what a lost replica was told can be told to the next.
     """
 
     def __init__(self, ahead: int) -> None:
         self.items: list[Item] = []
         self._ahead = ahead
-        self._read_count = 0
+        self._used_count = 0
         self._is_ended = False
         self._written = asyncio.Event()
-        self._read = asyncio.Event()
+        self._used = asyncio.Event()
 
     @property
-    def unread_count(self) -> int:
-        """Items that the reader has not been given."""
-        return len(self.items) - self._read_count
+    def unused_count(self) -> int:
+        """Items that the next stage has still to use."""
+        return len(self.items) - self._used_count
 
     async def append(self, item: Item) -> None:
-        """Keeps the item, then waits for the reader if it is behind."""
+        """Keeps the item, then waits while the next stage is behind."""
         self.items.append(item)
         self._written.set()
-        while self.unread_count >= self._ahead and not self._is_ended:
-            self._read.clear()
-            await self._read.wait()
+        while self.unused_count >= self._ahead and not self._is_ended:
+            self._used.clear()
+            await self._used.wait()
+
+    def use(self, count: int) -> None:
+        """The next stage has used the first `count` items."""
+        self._used_count = min(count, len(self.items))
+        self._used.set()
 
     def end(self) -> None:
         """No item follows: the reader stops after the last one, and the writer waits no more."""
         self._is_ended = True
         self._written.set()
-        self._read.set()
+        self._used.set()
 
     async def read(self, first: int = 0) -> AsyncIterator[Item]:
         """The items from index `first` on, those to come included, until the end."""
-        self._read_count = first
+        index = first
         while True:
-            while self._read_count < len(self.items):
-                item = self.items[self._read_count]
-                self._read_count += 1
-                self._read.set()
-                yield item
+            while index < len(self.items):
+                yield self.items[index]
+                index += 1
             if self._is_ended:
                 return
             self._written.clear()
@@ -158,8 +163,8 @@ class Reply:
     """The answer to one user turn, which ended when this is made.
 
     Nothing between the client and the stages is unbounded. A client that does not read fills what HTTP/2 buffers for
-    it; then the codec's sound stays unread, frames stop at FRAMES_AHEAD and steps at STEPS_AHEAD, each plus what HTTP/2
-    buffers on the way; and the stages wait in their writes until the deadline of their calls.
+    it (some MB); then the codec's sound stays unread, frames stop at FRAMES_AHEAD and steps at STEPS_AHEAD, and the
+    stages wait in their writes until the client reads, cancels, or the deadline of their calls.
     """
 
     def __init__(
@@ -249,6 +254,8 @@ class Reply:
                     case "frame":
                         call.expect("frame", len(frames.items), payload.index)
                         self._first_frame_at = self._first_frame_at or time.perf_counter()
+                        # Frame 2j waits for step j, so step j is used when it comes.
+                        self.relayed.steps.use(payload.index // FRAMES_PER_STEP + 1)
                         await frames.append(payload.frame)
                     case "finished":
                         call.expect("frame count", len(frames.items), payload.frame_count)
@@ -275,6 +282,7 @@ class Reply:
                             self.turn_index, payload.frame_index, payload.frame_count, payload.data
                         )
                         relayed.played_frame_count += payload.frame_count
+                        relayed.frames.use(relayed.played_frame_count)
                         self._observe_audio(payload.frame_count)
                     case "finished":
                         call.expect("frame count", len(relayed.frames.items), payload.frame_count)

@@ -45,7 +45,7 @@ class UserTurn:
         self._sample_count += len(decode_pcm(data, self._format.encoding, field="audio.data"))
         if self._sample_count > MAXIMUM_SECONDS * SAMPLE_RATE_HZ:
             raise InvalidArgument(
-                f"a turn may have at most {MAXIMUM_SECONDS:g} s of audio, got {self._seconds:g} s",
+                f"a turn may have at most {MAXIMUM_SECONDS:g} s of audio, got {self._seconds:.4f} s",
                 reason="AUDIO_TOO_LONG",
                 field="audio.data",
             )

@@ -1,0 +1,190 @@
+"""Voices: where they are kept, and how often they are encoded."""
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from chroma_mesh.types.v1 import types_pb2
+
+from services.orchestrator.stages import CodecFacts
+from services.orchestrator.voice_store import VoiceExample, VoiceFolder, VoiceMemory, VoiceStore
+from services.orchestrator.voices import BUILTIN_FOLDER, REMEMBERED_EXAMPLES, Voices
+from services.runtime.errors import Internal, MeshError, Unavailable
+
+FACTS = CodecFacts(sample_rate_hz=24_000, samples_per_frame=1920, codebook_count=8, codebook_size=2048)
+S16, F32 = types_pb2.AUDIO_ENCODING_PCM_S16LE, types_pb2.AUDIO_ENCODING_PCM_F32LE
+
+
+class FakeEncoder:
+    """Counts, and waits at its gate."""
+
+    def __init__(self) -> None:
+        self.codec_facts = FACTS
+        self.calls = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+        self.failure: MeshError | None = None
+
+    async def encode(self, audio: types_pb2.Audio) -> list[types_pb2.Frame]:
+        self.calls += 1
+        self.entered.set()
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        return [types_pb2.Frame(codes=[sum(audio.data) % 2048] * 8)]
+
+
+def example(seed: int = 0, encoding: types_pb2.AudioEncoding = S16) -> VoiceExample:
+    samples = np.random.default_rng(seed).uniform(-0.9, 0.9, 2400)
+    data = (samples * 32767).astype("<i2") if encoding == S16 else samples.astype("<f4")
+    audio_format = types_pb2.AudioFormat(encoding=encoding, sample_rate_hz=24_000)
+    return VoiceExample(f"number {seed} ü", types_pb2.Audio(format=audio_format, data=data.tobytes()))
+
+
+def voices(encoder: FakeEncoder, folder: Path | None = None) -> Voices:
+    return Voices(encoder, folder=folder, default_voice="ash", voice_limit=10)
+
+
+@pytest.fixture(params=["memory", "folder"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> VoiceStore:
+    return VoiceMemory() if request.param == "memory" else VoiceFolder(tmp_path / "new")
+
+
+@pytest.mark.parametrize("encoding", [S16, F32])
+def test_a_store_gives_back_what_it_was_given(store: VoiceStore, encoding: types_pb2.AudioEncoding) -> None:
+    assert (store.names(), store.read("a"), store.outline("a")) == (set(), None, None)
+    given = example(1, encoding)
+    store.write("a", given)
+    assert store.names() == {"a"}
+    assert store.read("a") == given
+    outline = store.outline("a")
+    assert outline is not None
+    assert (outline.transcript, outline.seconds) == (given.transcript, 0.1)
+    store.remove("a")
+    assert (store.names(), store.read("a")) == (set(), None)
+
+
+def test_a_voice_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = VoiceFolder(tmp_path)
+    store.write("a", example(1))
+    replaced = os.replace
+
+    def fail_at_the_transcript(source: Path, target: Path) -> None:
+        if target.suffix == ".json":
+            raise OSError("the disk is full")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_the_transcript)
+    with pytest.raises(OSError, match="full"):
+        store.write("b", example(2))
+    assert store.names() == {"a"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.wav", "b.wav"}
+
+
+@pytest.mark.parametrize(
+    ("description", "samples", "problem"),
+    [
+        ("{", np.zeros(100), "Expecting"),
+        ("[]", np.zeros(100), "must have a transcript"),
+        ('{"transcript": " "}', np.zeros(100), "must have a transcript"),
+        ('{"transcript": "two"}', np.zeros((100, 2)), "must be mono, got 2"),
+        ('{"transcript": "none"}', None, "a.wav"),
+    ],
+)
+async def test_files_that_are_no_good_are_named_and_not_listed(
+    tmp_path: Path, description: str, samples: np.ndarray | None, problem: str
+) -> None:
+    (tmp_path / "a.json").write_text(description)
+    if samples is not None:
+        soundfile.write(tmp_path / "a.wav", samples, 24_000)
+    with pytest.raises(Internal, match=problem) as raised:
+        await voices(FakeEncoder(), tmp_path).example("a")
+    assert raised.value.reason == "VOICE_UNREADABLE"
+    if samples is None or samples.ndim == 1:
+        assert [voice.name for voice in await voices(FakeEncoder(), tmp_path).listing()] == ["ash", "birch"]
+
+
+async def test_the_builtin_voices_are_fit_to_speak_with() -> None:
+    shipped = voices(FakeEncoder())
+    for name in ("ash", "birch"):
+        given = await shipped.example(name)
+        assert given.audio.format == types_pb2.AudioFormat(encoding=S16, sample_rate_hz=24_000)
+        assert 3 <= given.seconds <= 5
+        assert (BUILTIN_FOLDER / f"{name}.wav").stat().st_size < 250_000
+        assert "espeak-ng" in json.loads((BUILTIN_FOLDER / f"{name}.json").read_text())["made_with"]
+        samples = np.frombuffer(given.audio.data, "<i2")
+        assert 0.5 < np.abs(samples).max() / 32768 < 1
+
+
+async def test_those_who_ask_together_share_one_call() -> None:
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    shared = voices(encoder)
+    asking = [asyncio.create_task(shared.prompt(example(1))) for _ in range(5)]
+    await encoder.entered.wait()
+    encoder.gate.set()
+    prompts = await asyncio.gather(*asking)
+    assert encoder.calls == 1
+    assert all(prompt == prompts[0] for prompt in prompts)
+    await shared.prompt(example(1))
+    assert encoder.calls == 1
+    await shared.prompt(example(2))
+    assert encoder.calls == 2
+
+
+async def test_another_goes_on_when_the_first_to_ask_is_gone() -> None:
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    shared = voices(encoder)
+    first, second = (asyncio.create_task(shared.prompt(example(1))) for _ in range(2))
+    await encoder.entered.wait()
+    first.cancel()
+    encoder.gate.set()
+    assert (await second).frames
+    assert encoder.calls == 2
+
+
+async def test_a_failure_is_not_remembered() -> None:
+    encoder = FakeEncoder()
+    encoder.failure = Unavailable("the codec stage: gone")
+    shared = voices(encoder)
+    with pytest.raises(Unavailable):
+        await shared.create("mine", example(1))
+    assert [voice.name for voice in await shared.listing()] == ["ash", "birch"]
+    encoder.failure = None
+    await shared.create("mine", example(1))
+    assert (await shared.prompt(await shared.example("mine"))).transcript == "number 1 ü"
+
+
+async def test_other_facts_need_another_encoding() -> None:
+    encoder = FakeEncoder()
+    shared = voices(encoder)
+    await shared.prompt(example(1))
+    encoder.codec_facts = replace(FACTS, samples_per_frame=960)
+    await shared.prompt(example(1))
+    assert encoder.calls == 2
+
+
+async def test_what_is_remembered_is_bounded() -> None:
+    encoder = FakeEncoder()
+    shared = voices(encoder)
+    for seed in range(REMEMBERED_EXAMPLES + 1):
+        await shared.prompt(example(seed))
+    await shared.prompt(example(REMEMBERED_EXAMPLES))
+    assert encoder.calls == REMEMBERED_EXAMPLES + 1
+    await shared.prompt(example(0))
+    assert encoder.calls == REMEMBERED_EXAMPLES + 2
+
+
+async def test_orchestrators_can_share_a_folder(tmp_path: Path) -> None:
+    one, other = voices(FakeEncoder(), tmp_path), voices(FakeEncoder(), tmp_path)
+    await one.create("mine", example(1))
+    assert await other.example("mine") == example(1)
+    await other.delete("mine")
+    assert [voice.name for voice in await one.listing()] == ["ash", "birch"]
