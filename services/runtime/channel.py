@@ -15,17 +15,17 @@ MultiCallable = TypeVar("MultiCallable", bound=Callable[..., Any])
 def open_channel(address: str) -> grpc.aio.Channel:
     """A channel to `address` ("host:port", or any gRPC target) whose calls carry the ids of their context.
 
-    Messages may have up to 16 MiB; a peer that is silently gone is noticed within 15 seconds. To be closed, or used
+    Messages may have up to 16 MiB; a peer that is silently gone is noticed within 20 seconds. To be closed, or used
     with `async with`.
     """
     options = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
     return IdentifiedChannel(grpc.aio.insecure_channel(address, options=options))

@@ -1,5 +1,6 @@
 """Errors that cross the wire: raised by services, carried as google.rpc.Status, restored at the caller."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -9,22 +10,26 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "chroma-mesh"
-# A status travels in HTTP/2 trailers, which peers limit to some KiB and which carry the message twice.
-TEXT_LIMIT = 800
+# A status travels in HTTP/2 trailers, which peers limit to 8 KiB and in which the message stands up to three times.
+MESSAGE_LIMIT_BYTES = 600
+FACT_LIMIT_BYTES = 200
 
 
 class MeshError(Exception):
-    """A failure that a caller is told about: gRPC code, reason (UPPER_SNAKE), message, wrong field, further facts."""
+    """A failure that a caller is told about: gRPC code, reason (UPPER_SNAKE), message, wrong field, further facts.
+
+    Texts beyond what fits into a status are cut.
+    """
 
     status_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
     def __init__(self, message: str, *, reason: str | None = None, field: str | None = None, **metadata: str) -> None:
-        super().__init__(message)
         self.code: grpc.StatusCode = self.status_code
-        self.message = message
+        self.message = _cut(message, MESSAGE_LIMIT_BYTES)
         self.reason = reason or self.code.name
-        self.field = field
-        self.metadata = metadata
+        self.field = None if field is None else _cut(field, FACT_LIMIT_BYTES)
+        self.metadata = {key: _cut(value, FACT_LIMIT_BYTES) for key, value in metadata.items()}
+        super().__init__(self.message)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.message!r}, code={self.code.name}, reason={self.reason!r})"
@@ -98,12 +103,10 @@ class PermissionDenied(MeshError):
 
 def to_rpc_status(error: MeshError) -> status_pb2.Status:
     """The error as google.rpc.Status with one ErrorInfo, and BadRequest where a field is wrong."""
-    message = _shorten(error.message)
-    status = status_pb2.Status(code=error.code.value[0], message=message)
-    metadata = {key: _shorten(value) for key, value in error.metadata.items()}
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
+    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     if error.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=_shorten(error.field), description=message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     return status
 
@@ -111,32 +114,42 @@ def to_rpc_status(error: MeshError) -> status_pb2.Status:
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     """The error that the peer raised; one without details (a lost connection, say) has its code's name as reason."""
     code, message = error.code(), error.details() or error.code().name.lower()
+    info, field = _details(error)
+    if code is grpc.StatusCode.CANCELLED and info is None:
+        # Whoever cancels a call itself sees asyncio.CancelledError. This is grpc's answer to a call that reached a
+        # server which is being shut down, before its connection's end did.
+        return Unavailable("the server is shutting down", reason="DRAINING")
     kinds = {kind.status_code: kind for kind in MeshError.__subclasses__()}
-    restored = kinds.get(code, MeshError)(message)
+    restored = kinds.get(code, MeshError)(message, field=field)
     restored.code, restored.reason = code, code.name
-    try:
-        status = rpc_status.from_call(error)
-    except (ValueError, DecodeError):  # details of a foreign server that contradict its status, or are none of ours
-        return restored
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details if status is not None else ():
-        if detail.Unpack(info):
-            restored.reason, restored.metadata = info.reason, dict(info.metadata)
-        elif detail.Unpack(bad_request) and bad_request.field_violations:
-            restored.field = bad_request.field_violations[0].field
+    if info is not None:
+        restored.reason, restored.metadata = info.reason, dict(info.metadata)
     return restored
 
 
-def most_telling(failure: BaseException) -> MeshError | None:
-    """The MeshError to answer with when `failure` (one exception, or a task group's) ended a call.
+def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, str | None]:
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, DecodeError):  # of a foreign server: they contradict its status, or are none of ours
+        return None, None
+    found, field = None, None
+    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details if status is not None else ():
+        if detail.Unpack(info):
+            found = info
+        elif detail.Unpack(bad_request) and bad_request.field_violations:
+            field = bad_request.field_violations[0].field
+    return found, field
 
-    None when it holds anything that is neither a MeshError nor a cancellation: a bug, which is INTERNAL.
+
+def most_telling(failure: BaseException) -> MeshError | None:
+    """What to answer when `failure` (one exception, or a task group's) ended a call.
+
+    None when anything in it is a bug: neither a MeshError, nor a cancellation, nor grpc's own sign of a lost call.
     """
-    leaves = [leaf for leaf in _leaves(failure) if _is_ours(leaf) or not _is_cancellation(leaf)]
-    errors = [leaf for leaf in leaves if isinstance(leaf, MeshError)]
-    if not errors or len(errors) < len(leaves):
-        return None
-    return min(errors, key=_rank)
+    errors = [_as_mesh_error(leaf) for leaf in _leaves(failure)]
+    known = [error for error in errors if error is not None]
+    return min(known, key=_rank) if len(known) == len(errors) else None
 
 
 def _leaves(failure: BaseException) -> Iterator[BaseException]:
@@ -147,24 +160,29 @@ def _leaves(failure: BaseException) -> Iterator[BaseException]:
         yield failure
 
 
+def _as_mesh_error(failure: BaseException) -> MeshError | None:
+    match failure:
+        case MeshError():
+            return failure
+        case asyncio.CancelledError():
+            return Cancelled("the call was cancelled")
+        case grpc.aio.InternalError():  # a read or a write on a call that is gone
+            return Cancelled("the call was lost", reason="ABANDONED")
+        case _:
+            return None
+
+
 def _rank(error: MeshError) -> int:
-    # What we broke explains more than what the caller did wrong, and both explain why a stream ended early.
-    if isinstance(error, Internal):
-        return 0
-    if isinstance(error, Cancelled):
-        return 3 if error.reason == "ABANDONED" else 2
-    return 1
+    # What we broke explains more than what the caller did wrong, and both explain more than that a stream ended early.
+    match error:
+        case Internal():
+            return 0
+        case Cancelled():
+            return 3 if error.reason == "ABANDONED" else 2
+        case _:
+            return 1
 
 
-def _is_ours(failure: BaseException) -> bool:
-    return isinstance(failure, MeshError)
-
-
-def _is_cancellation(failure: BaseException) -> bool:
-    import asyncio
-
-    return isinstance(failure, asyncio.CancelledError)
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}…"
+def _cut(text: str, limit_bytes: int) -> str:
+    data = text.encode()
+    return text if len(data) <= limit_bytes else f"{data[:limit_bytes].decode(errors='ignore')}…"

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -64,7 +64,10 @@ def outgoing_metadata() -> tuple[tuple[str, str], ...]:
 
 
 def incoming_ids(metadata: Sequence[tuple[str, str | bytes]]) -> Ids:
-    """The ids that came with a call. Ids only describe, so a malformed one is left out; a trace is begun where none came."""
+    """The ids that came with a call.
+
+    Ids only describe, so a malformed one is left out rather than refused. A trace is begun where none came.
+    """
     found = {key: value for key, value in metadata if isinstance(value, str)}
     turn_index, traceparent = found.get("x-turn-index", ""), found.get("traceparent", "")
     return Ids(
@@ -80,15 +83,15 @@ def new_traceparent() -> str:
 
 
 class Phase(Enum):
-    """Where a service is in its life."""
+    """Where a service is in its life; the value is what a refused caller is told."""
 
     LOADING = "the service is loading"
-    SERVING = "the service answers"
+    SERVING = "the service answers calls"
     DRAINING = "the service is shutting down"
 
 
 class Gate:
-    """Admits calls while the service is serving, and knows when the last admitted one has ended."""
+    """Lets calls in while the service is serving, and knows when the last one has ended."""
 
     def __init__(self) -> None:
         self.phase = Phase.LOADING
@@ -97,10 +100,8 @@ class Gate:
         self._idle.set()
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Holds one admitted call; Unavailable with reason LOADING or DRAINING when the service is not serving."""
-        if self.phase is not Phase.SERVING:
-            raise Unavailable(self.phase.value, reason=self.phase.name)
+    def count(self) -> Iterator[None]:
+        """Counts the block as an open call."""
         self._open_calls += 1
         self._idle.clear()
         try:
@@ -110,50 +111,51 @@ class Gate:
             if self._open_calls == 0:
                 self._idle.set()
 
+    def check(self) -> None:
+        """Refuses a new call with Unavailable, reason LOADING or DRAINING, unless the service is serving."""
+        if self.phase is not Phase.SERVING:
+            raise Unavailable(self.phase.value, reason=self.phase.name)
+
     async def until_idle(self) -> None:
-        """Returns when no admitted call is open."""
+        """Returns when no call is open."""
         await self._idle.wait()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of the mesh's services; health and reflection stay as they are."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, *, stage: str) -> None:
         self._gate = gate
-        self._log = structlog.get_logger()
+        self._log = structlog.get_logger().bind(stage=stage)
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        """The handler, wrapped."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """The method's handler, wrapped."""
+        handler, method = await continuation(handler_call_details), handler_call_details.method
         if handler is None or method.split("/")[1] in ALWAYS_OPEN:
             return handler
-        codec = {
+        wire = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(self._guard(method, handler.stream_stream), **codec)
+            return grpc.stream_stream_rpc_method_handler(self._guard(method, handler.stream_stream), **wire)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **codec)
+            return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **wire)
         raise TypeError(f"{method} must be unary or bidirectional")
 
-    def _guard(
-        self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _guard(self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             ids = incoming_ids(tuple(context.invocation_metadata() or ()))
-            with with_ids(session_id=ids.session_id, turn_index=ids.turn_index, traceparent=ids.traceparent):
+            with self._gate.count(), with_ids(**asdict(ids)):
                 try:
-                    with self._gate.admit():
-                        return await behavior(request, context)
+                    self._gate.check()
+                    return await behavior(request, context)
                 except (Exception, BaseExceptionGroup) as failure:
                     error = self._explain(method, failure)
-                await context.abort_with_status(rpc_status.to_status(to_rpc_status(error)))
+                # On a call that is gone this raises as well; grpc knows why and stays silent.
+                return await context.abort_with_status(rpc_status.to_status(to_rpc_status(error)))
 
         return guarded
 
@@ -163,10 +165,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._log.error("call failed", method=method, exc_info=failure)
             return Internal("internal error")
         facts = {"method": method, "code": error.code.name, "reason": error.reason, "detail": error.message}
-        if isinstance(error, Internal):
-            self._log.error("call failed", exc_info=failure, **facts)
-        elif isinstance(error, Cancelled):
-            self._log.debug("call cancelled", **facts)
-        else:
-            self._log.info("call refused", **facts)
+        match error:
+            case Internal():
+                self._log.error("call failed", exc_info=failure, **facts)
+            case Cancelled():
+                self._log.debug("call cancelled", **facts)
+            case _:
+                self._log.info("call refused", **facts)
         return error

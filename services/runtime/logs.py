@@ -11,10 +11,10 @@ from services.runtime.settings import ServiceSettings
 
 
 def configure(stage: str, settings: ServiceSettings) -> None:
-    """Sends structlog's and the standard library's records to stdout, with stage, level, timestamp and the call's ids."""
+    """Sends structlog's and the standard library's records to stdout, with stage, level, timestamp and ids."""
 
     def add_stage(_logger: Any, _method: str, event: EventDict) -> EventDict:
-        event["stage"] = stage
+        event.setdefault("stage", stage)
         return event
 
     shared: list[Processor] = [
@@ -26,7 +26,7 @@ def configure(stage: str, settings: ServiceSettings) -> None:
     rendering: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
         if settings.log_format == "json"
-        else [structlog.dev.ConsoleRenderer()]
+        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[
@@ -53,6 +53,8 @@ def configure(stage: str, settings: ServiceSettings) -> None:
                 "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "lines"}
             },
             "root": {"handlers": ["stdout"], "level": settings.log_level.upper()},
+            # At debug level grpc logs every turn of its loop.
+            "loggers": {"grpc": {"level": "INFO" if settings.log_level == "debug" else "NOTSET"}},
         }
     )
     logging.captureWarnings(True)

@@ -1,12 +1,14 @@
 """Prometheus metrics that every stage has, and the port they are read from."""
 
-import asyncio
+import socket
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 
 from services.runtime.errors import (
     Cancelled,
@@ -33,16 +35,32 @@ FinishedReason = Literal["stop", "length", "cancelled", "invalid", "failed", "un
 REASONS: tuple[FinishedReason, ...] = ("stop", "length", "cancelled", "invalid", "failed", "unavailable")
 
 
+class MetricsServer(socketserver.ThreadingTCPServer):
+    """Answers HTTP with a registry's metrics."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), MetricsHandler.factory(registry))
+        except OSError as failure:
+            raise OSError(f"metrics cannot listen on {host} port {port}: {failure.strerror}") from failure
+
+
 @contextmanager
 def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
     """Answers GET /metrics on a thread of its own within the block; gives the bound port."""
-    server, thread = start_http_server(port, host, registry)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with MetricsServer(registry, host, port) as server:
+        # prometheus_client's own server looks only twice a second whether it is to end.
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @dataclass
@@ -92,8 +110,6 @@ class SlotMetrics:
 
 
 def _reason(failure: BaseException) -> FinishedReason:
-    if isinstance(failure, asyncio.CancelledError):
-        return "cancelled"
     match most_telling(failure):
         case Cancelled() | DeadlineExceeded():
             return "cancelled"

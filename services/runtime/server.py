@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import structlog
@@ -19,6 +20,8 @@ from services.runtime.settings import ServiceSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Time for the last statuses to leave, and for watchers of health to hear of the end.
+LINGER_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,9 @@ async def serve(
     Log lines "listening", "ready" and "failed" say how far it is; a failure before "ready" ends with status 1.
     """
     configure(stage, settings)
-    log = structlog.get_logger()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    stopping = asyncio.create_task(stop.wait())
     try:
         async with running(
             stage=stage,
@@ -65,15 +65,18 @@ async def serve(
             registry=registry,
             wait_ready=False,
         ) as server:
-            await asyncio.wait((stopping, server.prepared), return_when=asyncio.FIRST_COMPLETED)
-            if server.prepared.done():
-                await server.prepared
-            await stopping
+            stopped = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait((stopped, server.prepared), return_when=asyncio.FIRST_COMPLETED)
+                if server.prepared.done():
+                    server.prepared.result()
+                await stopped
+            finally:
+                await _cancel(stopped)
     except Exception as failure:
-        log.error("failed", reason=str(failure), exc_info=failure)
+        structlog.get_logger().error("failed", reason=str(failure), exc_info=failure)
         raise SystemExit(1) from failure
     finally:
-        stopping.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
 
@@ -91,17 +94,9 @@ async def running(
     wait_ready: bool = True,
 ) -> AsyncIterator[RunningServer]:
     """The same server without signals, in this process: it serves within the block and drains after it."""
-    log = structlog.get_logger()
+    log = structlog.get_logger().bind(stage=stage)
     gate, servicer = Gate(), health.aio.HealthServicer()
-    limits = [(f"grpc.max_{way}_message_length", settings.max_message_bytes) for way in ("send", "receive")]
-    options = [
-        *limits,
-        ("grpc.so_reuseport", 0),  # or a second process would share the port in silence
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ]
-    server = grpc.aio.server(interceptors=[CallInterceptor(gate)], options=options)
+    server = grpc.aio.server(interceptors=[CallInterceptor(gate, stage=stage)], options=_options(settings))
     add(server)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -116,19 +111,18 @@ async def running(
         await set_health(SERVING)
         log.info("ready")
 
+    async def drain() -> None:
+        gate.phase = Phase.DRAINING
+        await servicer.enter_graceful_shutdown()
+        await _stop(server, gate, settings.grace_seconds)
+
     async with AsyncExitStack() as stack:
         stack.push_async_callback(close)
         await set_health(NOT_SERVING)
         port = server.add_insecure_port(_address(settings.host, settings.port))
         metrics_port = stack.enter_context(serve_metrics(registry, settings.host, settings.metrics_port))
-        await server.start()
-
-        async def drain() -> None:
-            gate.phase = Phase.DRAINING
-            await servicer.enter_graceful_shutdown()
-            await _stop(server, gate, settings.grace_seconds)
-
         stack.push_async_callback(drain)
+        await server.start()
         address = _address(settings.host, port)
         log.info("listening", address=address, metrics_address=_address(settings.host, metrics_port))
         prepared = asyncio.create_task(load())
@@ -138,19 +132,31 @@ async def running(
         yield RunningServer(address, metrics_port, prepared)
 
 
+def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.so_reuseport", 0),  # or a second process would share the port in silence
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ]
+
+
 async def _stop(server: grpc.aio.Server, gate: Gate, grace_seconds: float) -> None:
-    # Watchers of health and users of reflection never leave by themselves: only the mesh's own calls use up the grace.
+    # Watchers of health never leave by themselves, so only the mesh's own calls may use up the grace. When the last of
+    # them has ended, its status still has to leave. The group also waits for the handlers that were cut off: they give
+    # back what they hold before it is closed.
     async with asyncio.TaskGroup() as tasks:
-        stopped = tasks.create_task(server.stop(grace_seconds))
-        idle = tasks.create_task(gate.until_idle())
-        await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        await server.stop(None)
+        stopping = tasks.create_task(server.stop(grace_seconds))
+        draining = tasks.create_task(gate.until_idle())
+        await asyncio.wait((stopping, draining), return_when=asyncio.FIRST_COMPLETED)
+        await server.stop(LINGER_SECONDS)
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
-    await asyncio.wait((task,))
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _address(host: str, port: int) -> str:

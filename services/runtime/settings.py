@@ -1,8 +1,10 @@
 """Settings of a service: flags over environment variables over defaults."""
 
 import os
+import re
 import sys
-from typing import Literal, TypeVar
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -17,11 +19,14 @@ from services.runtime.channel import MAX_MESSAGE_BYTES
 
 
 class ServiceSettings(BaseSettings):
-    """What every service can be told; a stage's settings add to it."""
+    """What every service can be told; a stage's settings add fields, each with a description.
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    Made by hand (in tests) it knows only its arguments; the environment counts under a stage's prefix, with `load`.
+    """
 
-    host: str = Field("127.0.0.1", description="address to listen on", min_length=1)
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(0, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
     metrics_port: int = Field(0, ge=0, le=65535, description="port for Prometheus metrics; 0 takes any free one")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
@@ -36,13 +41,13 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic passes them by name
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment; the latter only under a stage's prefix, or HOST and PORT would be ours."""
+        """Arguments, then the environment; without a prefix the latter is left out, or HOST and PORT would be ours."""
         assert isinstance(env_settings, EnvSettingsSource)
         return (init_settings, env_settings) if env_settings.env_prefix else (init_settings,)
 
@@ -53,32 +58,52 @@ Settings = TypeVar("Settings", bound=ServiceSettings)
 def load(settings_class: type[Settings], argv: list[str], *, stage: str) -> Settings:
     """The settings of `stage` from flags (--metrics-port) over variables (CHROMA_<STAGE>_METRICS_PORT) over defaults.
 
-    An unknown flag or variable, or a value that is refused, is said on stderr and ends the process with status 2.
+    `argv` is without the program's name. An unknown flag or variable, or a value that is refused, is said on stderr,
+    a sentence each, and ends the process with status 2; --help lists all and ends it with 0.
     """
     prefix = f"CHROMA_{stage.upper()}_"
+    options: dict[str, Any] = {
+        "_env_prefix": prefix,
+        "_cli_parse_args": argv,
+        "_cli_prog_name": f"python -m services.{stage}",
+        "_cli_kebab_case": True,
+        "_cli_implicit_flags": True,
+        "_cli_show_env_vars": True,
+        "_cli_exit_on_error": False,
+    }
     problems = [
-        f"unknown environment variable {name}"
+        f"{name} is not a setting of this service"
         for name in sorted(os.environ)
-        if name.upper().startswith(prefix)
-        and name.upper().removeprefix(prefix).lower() not in settings_class.model_fields
+        if name.upper().startswith(prefix) and name[len(prefix) :].lower() not in settings_class.model_fields
     ]
     try:
-        settings = settings_class(
-            _env_prefix=prefix,
-            _env_ignore_empty=False,
-            _cli_parse_args=argv,
-            _cli_prog_name=f"python -m services.{stage}",
-            _cli_kebab_case=True,
-            _cli_implicit_flags=True,
-            _cli_exit_on_error=False,
-            _cli_show_env_vars=True,
-        )
+        settings = settings_class(**options)
     except SettingsError as error:
-        problems.append(str(error))
+        message = str(error).removeprefix("error parsing CLI: ")
+        problems.append(message.replace("unrecognized arguments:", "unknown arguments:"))
     except ValidationError as error:
-        problems += [str(entry) for entry in error.errors()]
+        problems += _sentences(error, argv, prefix)
     else:
         if not problems:
             return settings
     print("\n".join(f"{stage}: {problem}" for problem in problems), file=sys.stderr)  # noqa: T201
     raise SystemExit(2)
+
+
+def _sentences(error: ValidationError, argv: list[str], prefix: str) -> Iterator[str]:
+    for entry in error.errors():
+        message = entry["msg"].removeprefix("Value error, ")
+        if not entry["loc"]:  # a rule about several settings
+            yield message
+            continue
+        name = str(entry["loc"][0])
+        flag, variable = f"--{name.replace('_', '-')}", f"{prefix}{name.upper()}"
+        is_flag = any(argument.split("=")[0] in (flag, f"--no-{flag[2:]}") for argument in argv)
+        source = "from the command line" if is_flag else f"from {variable}"
+        if entry["type"] == "missing":
+            yield f"{flag} is required (or {variable})"
+        elif entry["type"] == "value_error":  # a stage's own rule and its own words
+            yield f"{flag}: {message} ({source})"
+        else:
+            wanted = re.sub(r"^\w+ should ", "must ", message).split(", unable")[0]
+            yield f"{flag} {wanted}: got {entry['input']!r} ({source})"

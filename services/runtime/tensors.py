@@ -10,7 +10,7 @@ from services.runtime.errors import Internal, InvalidArgument
 
 
 def encode_tensor(array: NDArray[np.float32], data_type: types_pb2.DataType) -> types_pb2.Tensor:
-    """The array as a message; bfloat16 keeps the upper 16 bits, which loses nothing of values that a bfloat16 model made.
+    """The array as a message; bfloat16 keeps the upper 16 bits, which is exact for what a bfloat16 model made.
 
     Raises Internal with reason NON_FINITE for NaN and infinities.
     """
@@ -65,7 +65,7 @@ def decode_tensor(tensor: types_pb2.Tensor, *, shape: tuple[int, ...], field: st
 
 
 def check_frame(frame: types_pb2.Frame, *, codebook_count: int, codebook_size: int, field: str) -> list[int]:
-    """The frame's codes: `codebook_count` integers, each 0 ..< `codebook_size`; anything else raises InvalidArgument."""
+    """The frame's codes, `codebook_count` integers 0 ..< `codebook_size`; anything else raises InvalidArgument."""
     codes = list(frame.codes)
     if len(codes) != codebook_count:
         raise InvalidArgument(
