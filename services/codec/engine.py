@@ -30,12 +30,9 @@ class DecodeStream(Stream[Frame, Samples]):
 
     async def ready(self) -> list[Samples]:
         """The sound of all frames that are ready, at least one; empty at the end of the reply."""
-        frames = []
         async for samples in self:
-            frames.append(samples)
-            if not self.unread_count:
-                break
-        return frames
+            return [samples, *[await anext(self) for _ in range(self.unread_count)]]
+        return []
 
     def decoded(self, samples: Samples) -> None:
         """Takes the next frame's sound; on the device thread."""

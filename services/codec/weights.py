@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import MimiConfig
 
 from services.codec.model import Codec, CodecConfig, build_mimi
-from services.inference.checkpoint import Checkpoint, CheckpointError, section
+from services.inference.checkpoint import Checkpoint, config_numbers, section
 
 _OWN = "codec_model."
 _FOREIGN = ("thinker.", "backbone.", "decoder.")
+_NOT_ARCHITECTURE = ("model_type", "dtype", "torch_dtype")
 # Modules of transformers since 5.23 → their names before, which the published checkpoint has (model.md A.6).
 _PUBLISHED = {
     "encoder.encoder_seanet.": "encoder.",
@@ -25,15 +25,13 @@ _PUBLISHED = {
 
 def read_config(config: dict[str, Any]) -> CodecConfig:
     """The codec's numbers from config.json; CheckpointError for a codec that can't be streamed."""
-    mimi = dict(section(config, "codec_config"))
-    mimi.pop("model_type", None)
+    # The precision that it was stored in is not the one that it runs in.
+    mimi = {key: value for key, value in section(config, "codec_config").items() if key not in _NOT_ARCHITECTURE}
     if "sliding_window" in mimi and mimi["sliding_window"] is None:
         # Without a window, attention reaches as far back as the config has positions.
         mimi["sliding_window"] = mimi.get("max_position_embeddings", MimiConfig.max_position_embeddings)
-    try:
+    with config_numbers("codec_config"):
         return CodecConfig(MimiConfig(**mimi), int(section(config, "audio_num_codebooks")))
-    except (ValueError, StrictDataclassError) as error:
-        raise CheckpointError(f"config.json: {error}") from error
 
 
 def load(checkpoint: Checkpoint, device: torch.device) -> Codec:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -74,6 +76,17 @@ def section(config: Mapping[str, Any], *path: str) -> Any:
             raise CheckpointError(f"{CONFIG}: {'.'.join(path[:depth])} is missing")
         value = value[key]
     return value
+
+
+@contextmanager
+def config_numbers(where: str) -> Iterator[None]:
+    """Within it, a number of config.json that is missing or can't be is a CheckpointError that says where."""
+    try:
+        yield
+    except KeyError as missing:
+        raise CheckpointError(f"{CONFIG}: {where}: {missing.args[0]} is missing") from missing
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"{CONFIG}: {where}: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

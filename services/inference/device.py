@@ -11,10 +11,14 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 
+class BadSetting(ValueError):
+    """A setting that this machine or this model can't honour."""
+
+
 def resolve_device(name: DeviceName) -> torch.device:
     """The device of a setting; auto is CUDA where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but no CUDA device is available here")
+        raise BadSetting("device is 'cuda', but no CUDA device is available here")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 

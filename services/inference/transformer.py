@@ -34,14 +34,14 @@ def transformer_config(section: dict[str, Any], *, qkv_bias: bool, default_theta
     `qkv_bias` is the family's rule where the section does not say (`attention_bias` covers the output as well).
     """
     if (activation := section.get("hidden_act", "silu")) != "silu":
-        raise ValueError(f"config.json: hidden_act is {activation!r}; expected 'silu'")
+        raise ValueError(f"hidden_act is {activation!r}; expected 'silu'")
     if other := set(section.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError(f"config.json: layer_types has {', '.join(sorted(other))}; expected only full_attention")
+        raise ValueError(f"layer_types has {', '.join(sorted(other))}; expected only full_attention")
     hidden, heads = int(section["hidden_size"]), int(section["num_attention_heads"])
     head_dim = int(section.get("head_dim") or hidden // heads)
     kv_heads = int(section.get("num_key_value_heads") or heads)
     if heads % kv_heads:
-        raise ValueError(f"config.json: {heads} attention heads can't share {kv_heads} key-value heads evenly")
+        raise ValueError(f"{heads} attention heads can't share {kv_heads} key-value heads evenly")
     bias = bool(section.get("attention_bias", False))
     return TransformerConfig(
         hidden_size=hidden,

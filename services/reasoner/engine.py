@@ -114,6 +114,8 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
             stream.decoding = not stream.done
         except (Refused, SpecialTokenInText) as refusal:
             stream.fail(Refused(str(refusal)))
+        except Exception as error:  # whatever is wrong with one prompt is no reason to fail the others' rounds
+            stream.fail(error)
         self._prefilling.remove(stream)
 
     def _prefill(self, stream: ReasonerStream, turns: list[Turn]) -> Iterator[None]:
@@ -125,8 +127,11 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         clips = []
         for clip in prompt.clips:
             blocks = []
-            mel = self.features.extract(clip.samples).to(self.model.device)
-            for block in mel.split(self.model.config.mel_block, dim=1):
+            mel = self.features.extract(clip.samples)
+            if not mel.isfinite().all():
+                # In the cache it would spoil every later reply of the slot: a mask does not hide what is no number.
+                raise Refused("the sound is too loud: its power is beyond float32; full scale is 1.0")
+            for block in mel.to(self.model.device).split(self.model.config.mel_block, dim=1):
                 blocks.append(self.model.encode_block(block))
                 yield
             clips.append(torch.cat(blocks))
@@ -145,8 +150,9 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
 
     def _assemble(self, turns: list[Turn]) -> Prompt:
         clips = [part for turn in turns for part in turn.parts if isinstance(part, Clip)]
-        for text in (part for turn in turns for part in turn.parts if isinstance(part, str)):
-            self.tokenizer.refuse_special_tokens(text)
+        for turn in turns:
+            # Texts side by side join in the prompt, so they may spell a special token only together.
+            self.tokenizer.refuse_special_tokens("".join(p if isinstance(p, str) else "\n" for p in turn.parts))
         counts = [audio_token_count(self.features.frame_count(len(clip.samples))) for clip in clips]
         prompt = assemble(turns, counts, self.tokenizer, self.model.config.audio_token_id)
         if len(prompt.token_ids) >= self.context_length:

@@ -22,14 +22,16 @@ class MelFeatures:
         return math.ceil(sample_count / self.hop)
 
     def extract(self, samples: np.ndarray) -> Tensor:
-        """samples [n] float32 in [-1, 1] at `sample_rate_hz` → log-mel [mel bins, ceil(n / hop)] float32.
+        """samples [n ≤ 300 s] float32 in [-1, 1] at `sample_rate_hz` → log-mel [mel bins, ceil(n / hop)] float32.
 
         Equal to padding the clip to the full 300 s: frames that touch the clip see zeros after it, and the loudest
         frame, which sets the floor, is among them (model.md C.2).
         """
         frames = self.frame_count(len(samples))
-        # Zeros so far that the extractor's reflection at the end mirrors only zeros, plus a frame that it drops.
-        padded = np.zeros((frames + 1) * self.hop + 2 * self._extractor.n_fft, dtype=np.float32)
+        # Zeros so far that the extractor's reflection at the end mirrors only zeros, plus a frame that it drops. At the
+        # full length there is no room for them, and the reference mirrors the clip itself.
+        enough = (frames + 1) * self.hop + 2 * int(self._extractor.n_fft)
+        padded = np.zeros(min(enough, int(self._extractor.n_samples)), dtype=np.float32)
         padded[: len(samples)] = samples
         mel = self._extractor(
             padded, sampling_rate=self.sample_rate_hz, padding="do_not_pad", truncation=False, return_tensors="pt"

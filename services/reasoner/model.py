@@ -36,7 +36,7 @@ def reasoner_config(
     audio_config = Qwen2_5OmniAudioEncoderConfig(**{k: v for k, v in audio.items() if k not in ("model_type", "dtype")})
     if audio_config.output_dim != stack.hidden_size:
         raise ValueError(
-            f"config.json: the audio encoder's output_dim is {audio_config.output_dim}; "
+            f"the audio encoder's output_dim is {audio_config.output_dim}; "
             f"expected the language model's hidden_size, {stack.hidden_size}"
         )
     return ReasonerConfig(stack, audio_config, int(text["vocab_size"]), audio_token_id, end_token_id)

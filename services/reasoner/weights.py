@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from services.inference.checkpoint import Checkpoint, section
+from services.inference.checkpoint import Checkpoint, config_numbers, section
 from services.inference.device import blank_modules
 from services.reasoner.model import ReasonerConfig, ReasonerModel, reasoner_config
 
@@ -22,12 +22,13 @@ _PREFIXES = {
 
 def read_config(config: dict[str, Any]) -> ReasonerConfig:
     """The reasoner's numbers from config.json; CheckpointError when one is missing."""
-    return reasoner_config(
-        text=section(config, "thinker_config", "text_config"),
-        audio=section(config, "thinker_config", "audio_config"),
-        audio_token_id=_audio_token_id(section(config, "thinker_config")),
-        end_token_id=int(section(config, "im_end_token_id")),
-    )
+    with config_numbers("thinker_config"):
+        return reasoner_config(
+            text=section(config, "thinker_config", "text_config"),
+            audio=section(config, "thinker_config", "audio_config"),
+            audio_token_id=_audio_token_id(config),
+            end_token_id=int(section(config, "im_end_token_id")),
+        )
 
 
 def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> ReasonerModel:
@@ -58,6 +59,7 @@ def _published(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _audio_token_id(thinker: dict[str, Any]) -> int:
+def _audio_token_id(config: dict[str, Any]) -> int:
     # transformers 5 writes the newer spelling.
-    return int(thinker["audio_token_id"] if "audio_token_id" in thinker else section(thinker, "audio_token_index"))
+    newer = "audio_token_id" in section(config, "thinker_config")
+    return int(section(config, "thinker_config", "audio_token_id" if newer else "audio_token_index"))

@@ -24,6 +24,10 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LINGER_SECONDS = 0.25
 
 
+class CannotStart(Exception):
+    """What a service was told to start with can't be used; the message says which and why, and a trace adds nothing."""
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """A server that listens; `prepared` is done when prepare() is."""
@@ -73,6 +77,9 @@ async def serve(
                 await stopped
             finally:
                 await _cancel(stopped)
+    except CannotStart as refusal:
+        structlog.get_logger().error("failed", reason=str(refusal))
+        raise SystemExit(1) from None
     except Exception as failure:
         structlog.get_logger().error("failed", reason=str(failure), exc_info=failure)
         raise SystemExit(1) from failure

@@ -96,6 +96,7 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         self.cache = model.backbone.stack.cache(slots=slot_count, positions=context_length)
         self.depth_cache = model.depth_decoder.cache(slot_count)
         self._prefilling: deque[SpeechStream] = deque()
+        self._largest_value = torch.finfo(model.dtype).max
 
     def transcript_ids(self, voice: Voice) -> list[int]:
         """Token ids of a voice's transcript; Refused when the voice leaves no room to speak. Any thread."""
@@ -137,17 +138,23 @@ class SpeechEngine(SlotEngine[SpeechStream]):
     def advance(self) -> bool:
         """One chunk of the oldest prefill, then one frame of every reply that can have one."""
         if self._prefilling:
-            stream = self._prefilling[0]
-            assert stream.prefill is not None
-            if next(stream.prefill, "done") == "done":
-                stream.speaking = True
-                self._prefilling.remove(stream)
-            else:
-                self._prefilling.rotate(-1)
+            self._advance_prefill(self._prefilling[0])
         speaking = [s for s in self.streams.values() if s.speaking and not s.done and s.writable and self._fed(s)]
         if speaking:
             self._speak(speaking)
         return bool(self._prefilling or speaking)
+
+    def _advance_prefill(self, stream: SpeechStream) -> None:
+        assert stream.prefill is not None
+        try:
+            next(stream.prefill)
+            self._prefilling.rotate(-1)
+            return
+        except StopIteration:
+            stream.speaking = True
+        except Exception as error:  # whatever is wrong with one voice is no reason to fail the others' rounds
+            stream.fail(error)
+        self._prefilling.remove(stream)
 
     def _prefill(self, stream: SpeechStream) -> Iterator[None]:
         """Runs the voice prompt; yields between chunks. Every chunk has the same shape, however long the prompt is."""
@@ -183,6 +190,10 @@ class SpeechEngine(SlotEngine[SpeechStream]):
             return False
         stream.step = stream.take() if need is Next.STEP else None
         if stream.step is not None:
+            if not np.abs(stream.step.hidden_state).max() <= self._largest_value:
+                # In the cache it would spoil every later reply of the slot: a mask does not hide what is not finite.
+                stream.fail(Refused(f"hidden_state must be within ±{self._largest_value:g}, the model's precision"))
+                return False
             stream.interleave.fed(is_end=stream.step.is_end)
         return True
 

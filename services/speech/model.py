@@ -37,8 +37,7 @@ def speech_config(backbone: dict[str, Any], depth_decoder: dict[str, Any], **num
     width = int(depth_decoder.get("audio_embedding_dim") or config.backbone.hidden_size)
     if width != config.backbone.hidden_size:
         raise ValueError(
-            f"config.json: audio_embedding_dim is {width}; expected the backbone's hidden_size, "
-            f"{config.backbone.hidden_size}"
+            f"audio_embedding_dim is {width}; expected the backbone's hidden_size, {config.backbone.hidden_size}"
         )
     return config
 

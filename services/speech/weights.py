@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from services.inference.checkpoint import Checkpoint, section
+from services.inference.checkpoint import Checkpoint, config_numbers, section
 from services.inference.device import blank_modules
 from services.speech.depth_decoder import DepthPositions
 from services.speech.model import SpeechConfig, SpeechModel, speech_config
@@ -51,16 +51,17 @@ RopeScaling = Literal["config", "published"]
 
 def read_config(config: dict[str, Any], rope_scaling: RopeScaling = "config") -> SpeechConfig:
     """The speech stage's numbers from config.json; CheckpointError when one is missing."""
-    return speech_config(
-        backbone=_stack_section(config, "backbone_config", rope_scaling),
-        depth_decoder=_stack_section(config, "decoder_config", rope_scaling),
-        vocabulary_size=int(section(config, "thinker_config", "text_config", "vocab_size")),
-        codebook_count=int(section(config, "audio_num_codebooks")),
-        logit_count=int(section(config, "backbone_config", "vocab_size")),
-        code_count=int(section(config, "codec_config", "codebook_size")),
-        text_start_token_id=int(section(config, "text_start_token_id")),
-        text_end_token_id=int(section(config, "text_end_token_id")),
-    )
+    with config_numbers("backbone_config and decoder_config"):
+        return speech_config(
+            backbone=_stack_section(config, "backbone_config", rope_scaling),
+            depth_decoder=_stack_section(config, "decoder_config", rope_scaling),
+            vocabulary_size=int(section(config, "thinker_config", "text_config", "vocab_size")),
+            codebook_count=int(section(config, "audio_num_codebooks")),
+            logit_count=int(section(config, "backbone_config", "vocab_size")),
+            code_count=int(section(config, "codec_config", "codebook_size")),
+            text_start_token_id=int(section(config, "text_start_token_id")),
+            text_end_token_id=int(section(config, "text_end_token_id")),
+        )
 
 
 def load(

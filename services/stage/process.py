@@ -8,8 +8,10 @@ import grpc
 import torch
 from prometheus_client import CollectorRegistry
 
+from services.inference.checkpoint import CheckpointError
+from services.inference.device import BadSetting
 from services.inference.slots import SlotEngine
-from services.runtime.server import serve
+from services.runtime.server import CannotStart, serve
 from services.stage.settings import StageSettings
 
 Engine = TypeVar("Engine", bound=SlotEngine[Any])
@@ -68,7 +70,10 @@ class StageLife:
         """Loads, warms and attaches the engine."""
         if self._settings.threads is not None:
             torch.set_num_threads(self._settings.threads)
-        engine = await asyncio.to_thread(self._build)
+        try:
+            engine = await asyncio.to_thread(self._build)
+        except (CheckpointError, BadSetting) as refusal:
+            raise CannotStart(str(refusal)) from refusal
         engine.start()
         self._engine = engine
         await engine.call(lambda: self._warm(engine))

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from services.inference.device import DeviceName, DtypeName
+from services.inference.device import BadSetting, DeviceName, DtypeName
 from services.runtime.settings import ServiceSettings
 
 
@@ -31,9 +31,9 @@ class TransformerStageSettings(StageSettings):
     prefill_chunk: int = Field(128, ge=1, le=8192, description="prompt positions that are run between two decode steps")
 
     def resolve_context_length(self, model_limit: int) -> int:
-        """The positions of a slot, given the model's limit; ValueError when more are asked for."""
+        """The positions of a slot, given the model's limit; BadSetting when more are asked for."""
         if self.context_length is None:
             return min(model_limit, 8192)
         if self.context_length > model_limit:
-            raise ValueError(f"context_length is {self.context_length}; expected at most the model's {model_limit}")
+            raise BadSetting(f"context_length is {self.context_length}; expected at most the model's {model_limit}")
         return self.context_length

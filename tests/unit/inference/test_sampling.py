@@ -1,0 +1,146 @@
+"""How codes are drawn: the reference's rules, and noise that hangs on seed, frame and codebook alone."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.inference.sampling import Draw, draw, gumbel_noise
+
+LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, 0.5, -3.0, 1.5])
+
+
+def how(rows: int, *, temperature: float = 1.0, top_k: int = 0, seed: int | Tensor = 0) -> Draw:
+    seeds = seed if isinstance(seed, Tensor) else torch.full((rows,), seed)
+    return Draw(torch.full((rows,), temperature), torch.full((rows,), top_k), seeds)
+
+
+def draw_many(count: int, *, temperature: float = 1.0, top_k: int = 0, logits: Tensor = LOGITS) -> Tensor:
+    """`count` draws: ten frames of each of many seeds."""
+    rows = torch.arange(count)
+    settings = how(count, temperature=temperature, top_k=top_k, seed=rows // 10)
+    return draw(logits.expand(count, -1), settings, rows % 10, codebook=3)
+
+
+def chi_square(observed: Tensor, probabilities: Tensor) -> float:
+    expected = probabilities * observed.sum()
+    return float(((observed - expected) ** 2 / expected).sum())
+
+
+def chi_square_limit(degrees: int) -> float:
+    """Exceeded once in 10,000 fair samples (Wilson and Hilferty); the seeds are fixed, so this is no lottery."""
+    return degrees * (1 - 2 / (9 * degrees) + 3.719 * math.sqrt(2 / (9 * degrees))) ** 3
+
+
+def test_greedy_takes_the_first_of_the_largest() -> None:
+    logits = torch.tensor([[0.0, 5.0, 5.0, 1.0], [3.0, 3.0, 3.0, 3.0], [-2.0, -5.0, -1.0, -1.0]])
+    for seed in (0, 1, -7):
+        drawn = draw(logits, how(3, temperature=0.0, top_k=2, seed=seed), torch.arange(3), codebook=0)
+        assert drawn.tolist() == [1, 0, 2]
+
+
+def test_greedy_and_drawing_rows_share_a_batch() -> None:
+    settings = Draw(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0, 1, 5]), torch.tensor([1, 2, 3]))
+    assert draw(LOGITS.expand(3, -1), settings, torch.zeros(3, dtype=torch.int64), codebook=0).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 5, 8])
+def test_top_k_draws_among_the_largest_and_all_of_them(top_k: int) -> None:
+    drawn = set(draw_many(20_000, temperature=2.0, top_k=top_k).tolist())
+    ranked = LOGITS.sort(descending=True).values
+    assert drawn == set((ranked[top_k - 1] <= LOGITS).nonzero().flatten().tolist())
+
+
+def test_top_k_keeps_ties() -> None:
+    assert set(draw_many(5_000, top_k=5).tolist()) == {0, 3, 4, 5, 7}
+    assert set(draw_many(5_000, top_k=4).tolist()) == {0, 3, 4, 5, 7}
+    assert set(draw_many(5_000, top_k=2, logits=torch.zeros(6)).tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize("top_k", [0, 8, 9, 2051])
+def test_top_k_of_all_or_more_leaves_nothing_out(top_k: int) -> None:
+    assert draw_many(2_000, top_k=top_k).equal(draw_many(2_000, top_k=0))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_draws_follow_the_softmax(temperature: float, top_k: int) -> None:
+    kept = LOGITS if top_k == 0 else torch.where(LOGITS.sort(descending=True).values[top_k - 1] <= LOGITS, LOGITS, -1e9)
+    probabilities = (kept / temperature).softmax(-1)
+    observed = torch.bincount(draw_many(40_000, temperature=temperature, top_k=top_k), minlength=len(LOGITS))
+    possible = probabilities > 0
+    assert not observed[~possible].any()
+    limit = chi_square_limit(int(possible.sum()) - 1)
+    assert chi_square(observed[possible].float(), probabilities[possible]) < limit
+
+
+@pytest.mark.parametrize("apart", ["frame", "codebook", "seed"])
+def test_neighbouring_draws_are_independent(apart: str) -> None:
+    rows = torch.arange(40_000)
+    near, far = (
+        draw(
+            LOGITS.expand(len(rows), -1),
+            how(len(rows), seed=rows * 2 + step * (apart == "seed")),
+            torch.full_like(rows, 5 + step * (apart == "frame")),
+            codebook=2 + step * (apart == "codebook"),
+        )
+        for step in (0, 1)
+    )
+    count = len(LOGITS)
+    probabilities = LOGITS.softmax(-1)
+    observed = torch.bincount(near * count + far, minlength=count * count).float()
+    joint = (probabilities[:, None] * probabilities[None]).flatten()
+    assert chi_square(observed, joint) < chi_square_limit(count * count - 1)
+
+
+def test_noise_is_standard_gumbel() -> None:
+    noise = gumbel_noise(torch.arange(500), torch.arange(500), 0, 200)
+    assert noise.isfinite().all()
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.02)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.03)
+
+
+def test_noise_does_not_depend_on_the_batch() -> None:
+    seeds, frames = torch.tensor([3, -1, 2**62, 0, 5]), torch.tensor([0, 9, 4, 4, 1000])
+    together = gumbel_noise(seeds, frames, 6, 100)
+    for row in range(5):
+        assert gumbel_noise(seeds[row : row + 1], frames[row : row + 1], 6, 100)[0].equal(together[row])
+    assert gumbel_noise(seeds.flip(0), frames.flip(0), 6, 100).equal(together.flip(0))
+
+
+def test_a_codes_noise_does_not_depend_on_how_many_codes_there_are() -> None:
+    seeds, frames = torch.arange(3), torch.arange(3)
+    assert gumbel_noise(seeds, frames, 1, 2048)[:, :50].equal(gumbel_noise(seeds, frames, 1, 50))
+
+
+@pytest.mark.parametrize("bit", [*range(0, 64, 7), 31, 32, 62, 63])
+def test_every_bit_of_the_seed_counts(bit: int) -> None:
+    changed = (1 << bit) - (1 << 64 if bit == 63 else 0)
+    frame = torch.zeros(1, dtype=torch.int64)
+    one = gumbel_noise(torch.tensor([0x0123456789ABCDEF]), frame, 0, 64)
+    other = gumbel_noise(torch.tensor([0x0123456789ABCDEF ^ changed]), frame, 0, 64)
+    assert (one != other).float().mean() > 0.9
+
+
+def test_halves_of_the_seed_are_not_interchangeable() -> None:
+    frame = torch.zeros(1, dtype=torch.int64)
+    assert not gumbel_noise(torch.tensor([5 << 32 | 9]), frame, 0, 64).equal(
+        gumbel_noise(torch.tensor([9 << 32 | 5]), frame, 0, 64)
+    )
+
+
+def test_one_rows_draw_does_not_depend_on_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 300, generator=generator)
+    settings = Draw(torch.rand(6, generator=generator), torch.tensor([0, 1, 5, 50, 300, 7]), torch.arange(6))
+    frames = torch.arange(6) * 3
+    together = draw(logits, settings, frames, codebook=4)
+    for row in range(6):
+        part = slice(row, row + 1)
+        alone = Draw(settings.temperature[part], settings.top_k[part], settings.seed[part])
+        assert draw(logits[part], alone, frames[part], codebook=4).tolist() == [int(together[row])]
+
+
+def test_a_temperature_close_to_zero_is_almost_greedy() -> None:
+    assert set(draw_many(1_000, temperature=1e-9).tolist()) == {3}
