@@ -1,0 +1,41 @@
+"""The async Python SDK of Chroma Mesh; needs no torch.
+
+async with client.connect("127.0.0.1:50050") as mesh, mesh.session() as session:
+    await session.send_text("How do I make a taco?")
+    await session.end_turn()
+    async for event in session.reply():
+        ...
+"""
+
+from client.connection import Mesh, connect
+from client.errors import ClientError, InputError, MeshError
+from client.events import Audio, Event, FinishReason, ReplyEnded, ReplyStarted, Text, Timings
+from client.message import Message, Role
+from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ, Encoding, Samples
+from client.session import Session, SessionSettings
+from client.voice import Voice, VoiceExample
+
+__all__ = [
+    "USER_RATE_HZ",
+    "VOICE_RATE_HZ",
+    "Audio",
+    "ClientError",
+    "Encoding",
+    "Event",
+    "FinishReason",
+    "InputError",
+    "Mesh",
+    "MeshError",
+    "Message",
+    "ReplyEnded",
+    "ReplyStarted",
+    "Role",
+    "Samples",
+    "Session",
+    "SessionSettings",
+    "Text",
+    "Timings",
+    "Voice",
+    "VoiceExample",
+    "connect",
+]

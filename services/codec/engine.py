@@ -23,11 +23,6 @@ class DecodeStream(Stream[Frame, Samples]):
         self.played_frame_count = played_frame_count
         self.frame_count = 0
 
-    @property
-    def unread_count(self) -> int:
-        """Frames whose sound was given out but not read."""
-        return self._emitted - self._taken
-
     async def ready(self) -> list[Samples]:
         """The sound of all frames that are ready, at least one; empty at the end of the reply."""
         async for samples in self:

@@ -78,9 +78,14 @@ class Stream(Generic[In, Out]):
         if isinstance(item, BaseException):
             raise item
         self._taken += 1
-        if self._emitted - self._taken == self._outbox_limit - 1:
+        if self.unread_count == self._outbox_limit - 1:
             self._wake()
         return item
+
+    @property
+    def unread_count(self) -> int:
+        """Outputs that were emitted but not read."""
+        return self._emitted - self._taken
 
     def _wake(self) -> None:
         if self._engine is not None:
@@ -97,7 +102,7 @@ class Stream(Generic[In, Out]):
     @property
     def writable(self) -> bool:
         """Whether the reader keeps up."""
-        return self._emitted - self._taken < self._outbox_limit
+        return self.unread_count < self._outbox_limit
 
     def take(self) -> In:
         """Removes the oldest input."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 import torch
+import transformers
 from prometheus_client import CollectorRegistry
 
 from services.inference.checkpoint import CheckpointError
@@ -68,6 +69,9 @@ class StageLife:
 
     async def prepare(self) -> None:
         """Loads, warms and attaches the engine."""
+        # Its own handler writes plain text to stderr; through the root logger its warnings become lines like all others.
+        transformers.logging.disable_default_handler()
+        transformers.logging.enable_propagation()
         if self._settings.threads is not None:
             torch.set_num_threads(self._settings.threads)
         try:

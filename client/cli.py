@@ -1,0 +1,403 @@
+"""The `chroma-mesh` command."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from client.audio_file import check_writable, read_audio, write_audio
+from client.connection import DEFAULT_ADDRESS, connect
+from client.errors import ClientError, InputError
+from client.golden_case import open_golden_folder, read_case
+from client.interruption import Interrupted, run
+from client.parity import Outcomes, connected_stages, run_cases
+from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ
+from client.reply_display import ReplyDisplay, printable
+from client.service_log import open_log
+from client.session import SessionSettings
+from client.supervisor import (
+    SERVICES,
+    STAGES,
+    Device,
+    DType,
+    LineSink,
+    MeshSettings,
+    ServiceEvent,
+    check_server_installed,
+    running_mesh,
+)
+from client.table import CONVENTIONS, parity_table, replies_table, voices_table
+from client.talk import HeardReply, Turn, talk
+from client.voice import VoiceExample
+from client.weights import REPOSITORY, REVISION, check_weights, fetch_weights
+
+FRAME_SECONDS = 0.08
+VOICE_SECONDS = 30
+DEMO_FRAMES = 60
+
+app = typer.Typer(
+    help="Chroma-4B, the open speech-to-speech model, as a mesh of gRPC services.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+voices_app = typer.Typer(help="List the mesh's voices, add and remove them.", invoke_without_command=True)
+app.add_typer(voices_app, name="voices")
+
+Address = Annotated[
+    str, typer.Option(help="Where the mesh's orchestrator listens.", metavar="HOST:PORT", envvar="CHROMA_MESH_ADDRESS")
+]
+Checkpoint = Annotated[
+    str, typer.Option(help="A folder in the published layout, or random:tiny for a small random one.", metavar="SPEC")
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where the models run.")]
+DTypeOption = Annotated[DType, typer.Option(help="Numbers of reasoner and speech.")]
+Logs = Annotated[
+    str | None, typer.Option(help="Write the services' logs to this file; - is the terminal.", metavar="FILE")
+]
+
+
+def main() -> None:
+    """Runs the command line; an error is one sentence on stderr and an exit status."""
+    try:
+        app()
+    except ClientError as error:
+        sys.stderr.write(f"chroma-mesh: {printable(' '.join(str(error).split()))}\n")
+        sys.exit(error.exit_status)
+    except BrokenPipeError:  # the reader of our output has left, as in `| head`
+        sys.stderr.close()
+        sys.exit(1)
+
+
+@app.command()
+def up(
+    checkpoint: Checkpoint = "random:tiny",
+    device: DeviceOption = Device.AUTO,
+    dtype: DTypeOption = DType.AUTO,
+    slots: Annotated[int | None, typer.Option(min=1, help="Replies at a time, of every stage.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of reasoner and speech, each; default: half the cores.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where the orchestrator listens; stages stay on 127.0.0.1.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The orchestrator's port; 0 is any free one.")] = 50050,
+    reasoner_port: Annotated[int, typer.Option(min=0, max=65535, help="The reasoner's port; 0: any.")] = 0,
+    speech_port: Annotated[int, typer.Option(min=0, max=65535, help="The speech stage's port; 0: any.")] = 0,
+    codec_port: Annotated[int, typer.Option(min=0, max=65535, help="The codec's port; 0: any.")] = 0,
+    metrics_port: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=65532,
+            help="The orchestrator's metrics port; reasoner, speech and codec take the next three; 0: any.",
+        ),
+    ] = 0,
+    voices: Annotated[Path | None, typer.Option(help="Folder that keeps created voices.", file_okay=False)] = None,
+    default_voice: Annotated[str | None, typer.Option(help="The voice of sessions that name none.")] = None,
+    logs: Logs = None,
+) -> None:
+    """Start a mesh on this machine: reasoner, speech, codec and orchestrator; Ctrl-C stops it.
+
+    Every other setting of a service is an environment variable, CHROMA_<SERVICE>_<SETTING>;
+    'python -m services.reasoner --help' lists them.
+    """
+    settings = MeshSettings(
+        checkpoint=checkpoint,
+        device=device,
+        dtype=dtype,
+        slots=slots,
+        threads=threads,
+        host=host,
+        port=port,
+        reasoner_port=reasoner_port,
+        speech_port=speech_port,
+        codec_port=codec_port,
+        metrics_port=metrics_port,
+        voices=voices,
+        default_voice=default_voice,
+    )
+
+    async def stay_up(console: Console, log: LineSink) -> None:
+        async with running_mesh(settings, report=service_reporter(console), log=log) as mesh:
+            console.print(f"The mesh is ready at {mesh.address}", style="bold")
+            console.print("Ctrl-C stops it. To talk to it:", style="dim")
+            console.print(f"  chroma-mesh talk question.wav --address {mesh.address}", style="dim")
+            await asyncio.Event().wait()
+
+    check_server_installed()
+    console = plain_console()
+    with open_log(logs) as log, contextlib.suppress(Interrupted):
+        run(stay_up(console, log))
+    console.print("The mesh is down.")
+
+
+@app.command("talk")
+def talk_command(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="What you say: WAV, FLAC, OGG or MP3, a turn each.", metavar="FILE")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="What you type, a turn each, after the files. Repeatable.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="WAV of the reply; later ones are numbered: reply-1.wav, …")
+    ] = Path("reply.wav"),
+    voice: Annotated[str | None, typer.Option(help="Name of the voice that answers.")] = None,
+    voice_audio: Annotated[
+        Path | None, typer.Option(help="A voice of your own: an example, up to 30 s. Needs --voice-text.")
+    ] = None,
+    voice_text: Annotated[str | None, typer.Option(help="What is said in --voice-audio.")] = None,
+    instructions: Annotated[str | None, typer.Option(help='The system message; "" for none.')] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0 takes the most likely code. (mesh's default: 0.7)")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Draw among this many codes, 0: all. (mesh's default: 50)")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same reply. (mesh's default: 0)")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, max=2**32 - 1, help="Longest reply in frames of 80 ms. (mesh's default: 1000)")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, max=2**32 - 1, help="Longest text of a reply in tokens.")
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+) -> None:
+    """Talk to a mesh: say files or type text, hear replies.
+
+    Several files and texts are several turns of one conversation, files first.
+    """
+    turns = [Turn(file.name, read_audio(file, USER_RATE_HZ)) for file in files or ()]
+    turns += [Turn(shortened(typed), typed) for typed in text or ()]
+    if not turns:
+        raise InputError("there is nothing to say: give sound files, or text with --text")
+    outputs = output_files(out, len(turns))
+    settings = SessionSettings(
+        voice=chosen_voice(voice, voice_audio, voice_text),
+        instructions=instructions,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        max_frame_count=max_frames,
+        max_step_count=max_steps,
+    )
+    run(hold_conversation(Console(), address, settings, turns, outputs))
+
+
+@voices_app.callback()
+def voices_command(context: typer.Context, address: Address = DEFAULT_ADDRESS) -> None:
+    """List the mesh's voices, add and remove them."""
+    context.obj = address
+    if context.invoked_subcommand is not None:
+        return
+
+    async def list_voices() -> None:
+        async with connect(address) as mesh:
+            Console().print(voices_table(await mesh.voices()))
+
+    run(list_voices())
+
+
+@voices_app.command("add")
+def add_voice(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="1 to 64 of a-z, 0-9, '-' and '_'.")],
+    audio: Annotated[Path, typer.Option(help="An example of the voice, up to 30 s: WAV, FLAC, OGG or MP3.")],
+    text: Annotated[str, typer.Option(help="What is said in the example.")],
+    address: Annotated[str | None, typer.Option(help="As of 'voices'.", metavar="HOST:PORT")] = None,
+) -> None:
+    """Add a voice from an example and its transcript."""
+    example = VoiceExample(text, read_audio(audio, VOICE_RATE_HZ, maximum_seconds=VOICE_SECONDS))
+
+    async def add() -> None:
+        async with connect(address or context.obj) as mesh:
+            voice = await mesh.add_voice(name, example)
+            Console().print(f"Added {voice.name}, {voice.example_seconds:.1f} s.", markup=False)
+
+    run(add())
+
+
+@voices_app.command("remove")
+def remove_voice(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A created voice; the built-in ones stay.")],
+    address: Annotated[str | None, typer.Option(help="As of 'voices'.", metavar="HOST:PORT")] = None,
+) -> None:
+    """Remove a voice that was added."""
+
+    async def remove() -> None:
+        async with connect(address or context.obj) as mesh:
+            await mesh.remove_voice(name)
+            Console().print(f"Removed {name}.", markup=False)
+
+    run(remove())
+
+
+@app.command()
+def weights(
+    to: Annotated[Path, typer.Option(help="Folder for the checkpoint.", file_okay=False)] = Path("chroma-4b"),
+    revision: Annotated[str, typer.Option(help="Revision of the repository.", metavar="SHA")] = REVISION,
+    repo: Annotated[str, typer.Option(help="Repository on the hub.")] = REPOSITORY,
+    token: Annotated[
+        str | None, typer.Option(help="Access token; default: HF_TOKEN or the one you logged in with.")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Address of the hub; default: HF_ENDPOINT.", hidden=True)] = None,
+) -> None:
+    """Download the published weights and check them; run it again for what is missing."""
+    fetch_weights(to, repository=repo, revision=revision, token=token, endpoint=endpoint)
+    held = check_weights(to)
+    console = plain_console()
+    console.print(
+        f"{to} is complete: {held.tensor_count} tensors in {held.shard_count} files, {held.weight_bytes / 1e9:.1f} GB."
+    )
+    console.print(f"Start it with: chroma-mesh up --checkpoint {to}", style="dim")
+
+
+@app.command()
+def checkpoint(
+    spec: Annotated[str, typer.Argument(help="random:tiny, random:small or random:chroma-4b, optionally with :SEED.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Write a random checkpoint in the published layout."""
+    check_server_installed()
+    command = [sys.executable, "-P", "-m", "services.checkpoints", spec, "--out", str(out)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command()
+def parity(
+    folder: Annotated[Path, typer.Argument(help="Folder with checkpoint/ and cases/.")],
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Run all cases, also after one that differs.")
+    ] = False,
+    device: DeviceOption = Device.CPU,
+    dtype: DTypeOption = DType.FLOAT32,
+    logs: Logs = None,
+) -> None:
+    """Compare a mesh with the reference's golden cases, stage by stage and as a whole.
+
+    Exit status 0: all equal; 1: something differs or broke; 2: the folder is not in the format.
+    """
+    golden = open_golden_folder(folder)
+    cases = [read_case(case) for case in golden.cases]
+    check_server_installed()
+    settings = MeshSettings(checkpoint=str(golden.checkpoint.resolve()), device=device, dtype=dtype)
+    console = plain_console()
+
+    async def compare(log: LineSink) -> dict[str, Outcomes]:
+        console.print(f"Starting a mesh on {golden.checkpoint}", markup=False)
+        async with running_mesh(settings, log=log) as mesh:
+            addresses = (mesh.stage_address(stage) for stage in STAGES)
+            async with connected_stages(*addresses) as stages:
+                outcomes_of_cases = {}
+                async for name, outcomes in run_cases(cases, stages, mesh.address, keep_going=keep_going):
+                    outcomes_of_cases[name] = outcomes
+                    equal = all(outcome.is_equal for outcome in outcomes.values())
+                    console.print(f"{name}: {'equal' if equal else 'DIFFERENT'}", markup=False)
+                return outcomes_of_cases
+
+    with open_log(logs) as log:
+        outcomes_of_cases = run(compare(log))
+    console.print(parity_table(outcomes_of_cases))
+    equal_count = sum(all(outcome.is_equal for outcome in outcomes.values()) for outcomes in outcomes_of_cases.values())
+    not_run = len(cases) - len(outcomes_of_cases)
+    console.print(
+        f"{equal_count} of {len(cases)} cases equal"
+        + (f", {not_run} not run (--keep-going runs all)" if not_run else "")
+    )
+    if equal_count < len(cases):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="WAV of the reply.")] = Path("reply.wav"),
+    checkpoint: Checkpoint = "random:tiny",
+    device: DeviceOption = Device.AUTO,
+    logs: Logs = None,
+) -> None:
+    """Start a mesh, ask it a spoken question, write the reply, stop it."""
+    outputs = output_files(out, 1)
+    check_server_installed()
+    with resources.as_file(resources.files("client") / "data" / "question.wav") as file:
+        question = Turn(file.name, read_audio(file, USER_RATE_HZ))
+    mesh_settings = MeshSettings(checkpoint=checkpoint, device=device)
+    session_settings = SessionSettings(max_frame_count=DEMO_FRAMES)
+    console = Console()
+
+    async def show(log: LineSink) -> None:
+        async with running_mesh(mesh_settings, report=service_reporter(console), log=log) as mesh:
+            await hold_conversation(console, mesh.address, session_settings, [question], outputs)
+
+    with open_log(logs) as log:
+        run(show(log))
+
+
+async def hold_conversation(
+    console: Console, address: str, settings: SessionSettings, turns: Sequence[Turn], outputs: Sequence[Path]
+) -> None:
+    """Takes the turns, shows and writes the replies, and sums them up."""
+    unwritten = iter(outputs)
+    maximum_seconds = settings.max_frame_count * FRAME_SECONDS if settings.max_frame_count else None
+
+    def keep(reply: HeardReply) -> None:
+        write_audio(next(unwritten), reply.samples, reply.sample_rate_hz)
+
+    with ReplyDisplay(console, maximum_seconds) as display:
+        replies = await talk(address, settings, turns, watch=display.watch, keep=keep)
+    console.print(replies_table(replies, outputs))
+    console.print(CONVENTIONS, style="dim")
+
+
+def service_reporter(console: Console) -> Callable[[ServiceEvent], None]:
+    """Tells what happens to the services of a mesh."""
+    width = max(len(service) for service in SERVICES)
+
+    def report(event: ServiceEvent) -> None:
+        what = {
+            "started": "starting",
+            "ready": f"ready at {event.address} after {event.seconds:.1f} s, metrics at {event.metrics_address}",
+            "stopped": "stopped",
+        }[event.kind]
+        console.print(
+            f"{event.service:{width}}  pid {event.pid}  {what}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    return report
+
+
+def chosen_voice(name: str | None, audio: Path | None, text: str | None) -> str | VoiceExample | None:
+    """The voice that the options name; None leaves it to the mesh."""
+    if (audio is None) != (text is None):
+        raise InputError("--voice-audio and --voice-text go together: an example and what is said in it")
+    if audio is None or text is None:
+        return name
+    if name is not None:
+        raise InputError("give --voice or --voice-audio, not both")
+    return VoiceExample(text, read_audio(audio, VOICE_RATE_HZ, maximum_seconds=VOICE_SECONDS))
+
+
+def output_files(first: Path, count: int) -> list[Path]:
+    """Where the replies go: reply.wav, reply-1.wav, reply-2.wav, …"""
+    check_writable(first)
+    return [first, *(first.with_stem(f"{first.stem}-{number}") for number in range(1, count))]
+
+
+def shortened(text: str) -> str:
+    """The start of a text, as a name for it."""
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+def plain_console() -> Console:
+    """A console whose lines stay whole where no terminal limits their width."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)

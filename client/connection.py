@@ -1,0 +1,114 @@
+"""The mesh as a third party sees it: `async with connect("host:port") as mesh`."""
+
+from collections.abc import Awaitable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client.channel import open_channel
+from client.errors import from_rpc_error
+from client.message import Message
+from client.pcm import Encoding
+from client.session import Session, SessionSettings
+from client.voice import Voice, VoiceExample, read_voice
+
+DEFAULT_ADDRESS = "127.0.0.1:50050"
+CALL_SECONDS = 60
+"""The longest that a call outside of sessions may take: encoding a long voice on a busy CPU included."""
+
+Answer = TypeVar("Answer")
+
+
+def connect(address: str = DEFAULT_ADDRESS) -> "Mesh":
+    """The mesh whose orchestrator listens at "host:port"; the connection is made on `async with`."""
+    return Mesh(address)
+
+
+class Mesh:
+    """A connection to a mesh; enter it with `async with`. Its calls raise MeshError."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        self._channel = open_channel(self.address)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._open_channel().close()
+        self._channel = None
+
+    async def is_ready(self) -> bool:
+        """Whether the mesh takes sessions; MeshError when nothing answers at the address."""
+        stub = health_pb2_grpc.HealthStub(self._open_channel())
+        response = await self._answer(stub.Check(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS))
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def voices(self) -> list[Voice]:
+        """The voices by name."""
+        request = orchestrator_pb2.ListVoicesRequest()
+        response = await self._answer(self._stub().ListVoices(request, timeout=CALL_SECONDS))
+        return [read_voice(voice) for voice in response.voices]
+
+    async def add_voice(self, name: str, example: VoiceExample) -> Voice:
+        """Adds a voice; its name is 1 ..= 64 of a-z, 0-9, '-' and '_'."""
+        request = orchestrator_pb2.CreateVoiceRequest(name=name, example=example.message())
+        response = await self._answer(self._stub().CreateVoice(request, timeout=CALL_SECONDS))
+        return read_voice(response.voice)
+
+    async def remove_voice(self, name: str) -> None:
+        """Removes a created voice; the ones that ship with the mesh stay."""
+        request = orchestrator_pb2.DeleteVoiceRequest(name=name)
+        await self._answer(self._stub().DeleteVoice(request, timeout=CALL_SECONDS))
+
+    def session(
+        self,
+        *,
+        voice: str | VoiceExample | None = None,
+        instructions: str | None = None,
+        history: Sequence[Message] = (),
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        max_frame_count: int | None = None,
+        max_step_count: int | None = None,
+        encoding: Encoding = Encoding.S16,
+    ) -> Session:
+        """A new session, to be entered with `async with`; SessionSettings says what the arguments mean."""
+        return self.open_session(
+            SessionSettings(
+                voice=voice,
+                instructions=instructions,
+                history=history,
+                temperature=temperature,
+                top_k=top_k,
+                seed=seed,
+                max_frame_count=max_frame_count,
+                max_step_count=max_step_count,
+                encoding=encoding,
+            )
+        )
+
+    def open_session(self, settings: SessionSettings) -> Session:
+        """As `session`, from settings that are kept."""
+        return Session(self._stub(), self.address, settings)
+
+    async def _answer(self, call: Awaitable[Answer]) -> Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.address) from None
+
+    def _stub(self) -> orchestrator_pb2_grpc.OrchestratorServiceStub:
+        return orchestrator_pb2_grpc.OrchestratorServiceStub(self._open_channel())
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            raise RuntimeError("not connected: use 'async with connect(address) as mesh'")
+        return self._channel

@@ -1,0 +1,115 @@
+"""What a reply is made of, as it arrives."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2
+from chroma_mesh.types.v1 import types_pb2
+
+from client.pcm import Encoding, Samples
+
+
+class FinishReason(Enum):
+    """Why a reply ended: by itself, at a limit, or because it was cancelled."""
+
+    STOP = types_pb2.FINISH_REASON_STOP
+    LENGTH = types_pb2.FINISH_REASON_LENGTH
+    CANCELLED = types_pb2.FINISH_REASON_CANCELLED
+    UNKNOWN = types_pb2.FINISH_REASON_UNSPECIFIED
+
+
+FINISH_REASONS = {int(reason.value): reason for reason in FinishReason}
+
+
+@dataclass(frozen=True)
+class ReplyStarted:
+    """The reply to the user turn of this index begins."""
+
+    turn_index: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the reply's text; the pieces joined are the text."""
+
+    turn_index: int
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """A piece of the reply's sound; the pieces joined are the sound.
+
+    `frame_index` counts frames from the start of the reply; `data` is PCM in the session's encoding.
+    """
+
+    turn_index: int
+    frame_index: int
+    frame_count: int
+    data: bytes = field(repr=False)
+    encoding: Encoding
+    sample_rate_hz: int
+
+    @property
+    def samples(self) -> Samples:
+        """Mono float32 samples, within -1 ..= 1 when the encoding is 16 bits."""
+        return self.encoding.decode(self.data)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where a reply's time went as the mesh saw it, in seconds; a part that did not happen is 0."""
+
+    queue_seconds: float
+    first_step_seconds: float
+    first_frame_seconds: float
+    first_codec_audio_seconds: float
+    first_audio_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class ReplyEnded:
+    """The reply is complete; `text` is the whole text."""
+
+    turn_index: int
+    reason: FinishReason
+    text: str
+    frame_count: int
+    step_count: int
+    timings: Timings
+
+
+Event: TypeAlias = ReplyStarted | Text | Audio | ReplyEnded
+
+
+def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int) -> Event | None:
+    """The event of a server message; None for a kind that this client does not know yet."""
+    match message.WhichOneof("payload"):
+        case "reply_started":
+            return ReplyStarted(message.reply_started.turn_index)
+        case "text":
+            return Text(message.text.turn_index, message.text.text)
+        case "audio":
+            audio = message.audio
+            return Audio(audio.turn_index, audio.frame_index, audio.frame_count, audio.data, encoding, sample_rate_hz)
+        case "reply_ended":
+            ended, spent = message.reply_ended, message.reply_ended.timings
+            return ReplyEnded(
+                turn_index=ended.turn_index,
+                reason=FINISH_REASONS.get(ended.reason, FinishReason.UNKNOWN),
+                text=ended.text,
+                frame_count=ended.frame_count,
+                step_count=ended.step_count,
+                timings=Timings(
+                    queue_seconds=spent.queue_seconds,
+                    first_step_seconds=spent.first_step_seconds,
+                    first_frame_seconds=spent.first_frame_seconds,
+                    first_codec_audio_seconds=spent.first_codec_audio_seconds,
+                    first_audio_seconds=spent.first_audio_seconds,
+                    total_seconds=spent.total_seconds,
+                ),
+            )
+        case _:
+            return None

@@ -1,0 +1,462 @@
+"""ReasonerService over a real server: golden replies, the stream law, and what every bad input is answered with."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+from chroma_mesh.reasoner.v1 import reasoner_pb2, reasoner_pb2_grpc
+from chroma_mesh.types.v1 import types_pb2
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from services.reasoner.engine import ReasonerEngine
+from services.reasoner.metrics import ReasonerMetrics
+from services.reasoner.prompt import Clip, Turn
+from services.reasoner.service import SERVICE_NAME, ReasonerService
+from services.reasoner.settings import ReasonerSettings
+from services.runtime.channel import open_channel
+from services.runtime.errors import MeshError, from_rpc_error
+from services.runtime.tensors import decode_tensor
+from tests.conftest import GOLDEN, GoldenCase, gated, serving, until_idle
+
+RATE, HIDDEN = 16_000, 48
+DEADLINE_SECONDS = 60.0
+S16 = types_pb2.AudioFormat(encoding=types_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=RATE)
+F32 = types_pb2.AudioFormat(encoding=types_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=RATE)
+ROLES = {"system": types_pb2.ROLE_SYSTEM, "user": types_pb2.ROLE_USER, "assistant": types_pb2.ROLE_ASSISTANT}
+STOP, LENGTH = types_pb2.FINISH_REASON_STOP, types_pb2.FINISH_REASON_LENGTH
+
+Request, Response = reasoner_pb2.GenerateRequest, reasoner_pb2.GenerateResponse
+
+# Most tests share one server, which therefore lives on one event loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A reasoner that serves, from both sides."""
+
+    address: str
+    stub: reasoner_pb2_grpc.ReasonerServiceStub
+    health: health_pb2_grpc.HealthStub
+    engine: ReasonerEngine
+    registry: CollectorRegistry
+
+    def ended(self, reason: str) -> float:
+        """Streams that ended for this reason."""
+        return self.registry.get_sample_value("chroma_reasoner_finished_streams_total", {"reason": reason}) or 0.0
+
+    async def is_whole(self) -> None:
+        """All slots come free, and the service answers."""
+        await until_idle(self.engine)
+        assert self.registry.get_sample_value("chroma_reasoner_slots_in_use") == 0
+        reply = await generate(self, [opening(max_step_count=2), text(0, "hello"), END])
+        assert len(reply.steps) == 2
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one call gave, in its parts."""
+
+    opened: reasoner_pb2.GenerateOpened
+    steps: list[types_pb2.Step]
+    finished: reasoner_pb2.GenerateFinished
+
+    @property
+    def tokens(self) -> list[int]:
+        return [step.token_id for step in self.steps]
+
+    @property
+    def hidden(self) -> np.ndarray:
+        return np.stack([decode_tensor(step.hidden_state, shape=(HIDDEN,), field="step") for step in self.steps])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(new_reasoner_engine: Callable[..., ReasonerEngine]) -> AsyncIterator[Server]:
+    """The server of most tests."""
+    async with served(new_reasoner_engine()) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(shared: Server) -> AsyncIterator[Server]:
+    """The same, which must be whole again after the test."""
+    yield shared
+    await shared.is_whole()
+
+
+@asynccontextmanager
+async def served(engine: ReasonerEngine) -> AsyncIterator[Server]:
+    registry = CollectorRegistry()
+    settings = ReasonerSettings(checkpoint=str(GOLDEN / "checkpoint"), grace_seconds=5)
+    service = ReasonerService(ReasonerMetrics(registry))
+    async with serving(engine, service, SERVICE_NAME, settings, registry) as address, open_channel(address) as channel:
+        stub, health = reasoner_pb2_grpc.ReasonerServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        yield Server(address, stub, health, engine, registry)
+
+
+def opening(**facts: Any) -> Request:
+    if (tokens := facts.pop("resumed", None)) is not None:
+        facts["resume"] = reasoner_pb2.GenerateResume(token_ids=tokens)
+    return Request(open=reasoner_pb2.GenerateOpen(**({"audio_format": S16} | facts)))
+
+
+def text(index: int, words: str) -> Request:
+    return Request(part=reasoner_pb2.TurnPart(index=index, text=words))
+
+
+def audio(index: int, data: bytes) -> Request:
+    return Request(part=reasoner_pb2.TurnPart(index=index, audio=data))
+
+
+def message(role: int, *parts: str | types_pb2.Audio) -> Request:
+    content = [
+        types_pb2.ContentPart(text=part) if isinstance(part, str) else types_pb2.ContentPart(audio=part)
+        for part in parts
+    ]
+    return Request(message=types_pb2.Message(role=role, parts=content))
+
+
+END = Request(end=reasoner_pb2.GenerateEnd())
+NOTHING = Request()
+
+
+def s16(samples: np.ndarray) -> bytes:
+    """Exactly the 16-bit samples that the float ones were read from."""
+    return np.rint(samples * 32768).astype("<i2").tobytes()
+
+
+def silence(seconds: float) -> bytes:
+    return bytes(2 * round(seconds * RATE))
+
+
+def wire(turns: list[Turn], **facts: Any) -> list[Request]:
+    """The client's messages of a whole conversation, each clip of the turn in one piece."""
+    *earlier, last = turns
+    messages = [
+        message(
+            ROLES[turn.role],
+            *(
+                types_pb2.Audio(format=S16, data=s16(part.samples)) if isinstance(part, Clip) else part
+                for part in turn.parts
+            ),
+        )
+        for turn in earlier
+    ]
+    parts = [
+        audio(index, s16(part.samples)) if isinstance(part, Clip) else text(index, part)
+        for index, part in enumerate(last.parts)
+    ]
+    return [opening(**facts), *messages, *parts, END]
+
+
+def wire_case(case: GoldenCase, **facts: Any) -> list[Request]:
+    return wire(case.turns(), **({"max_step_count": len(case.tokens)} | facts))
+
+
+async def answers(server: Server, requests: Iterable[Request]) -> list[Response]:
+    """All that the service sends; the requests go out one after the other, then the client half-closes."""
+    return [answer async for answer in server.stub.Generate(iter(requests), timeout=DEADLINE_SECONDS)]
+
+
+async def generate(server: Server, requests: Iterable[Request]) -> Reply:
+    """A call that goes well: opened, steps in order, finished."""
+    first, *middle, last = await answers(server, requests)
+    assert first.WhichOneof("payload") == "opened"
+    assert {answer.WhichOneof("payload") for answer in middle} <= {"step"}
+    assert last.WhichOneof("payload") == "finished"
+    return Reply(first.opened, [answer.step for answer in middle], last.finished)
+
+
+async def failure(server: Server, requests: Iterable[Request]) -> MeshError:
+    """What a call that goes wrong is answered with."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await answers(server, requests)
+    return from_rpc_error(raised.value)
+
+
+def exact(reply: Reply) -> list[bytes]:
+    return [step.SerializeToString(deterministic=True) for step in reply.steps]
+
+
+async def test_replies_are_golden(server: Server, golden_case: GoldenCase) -> None:
+    reply = await generate(server, wire_case(golden_case, return_prompt=True))
+    assert reply.tokens == golden_case.tokens
+    np.testing.assert_allclose(reply.hidden, golden_case.expected["reasoner_hidden"], rtol=1e-3, atol=1e-4)
+    assert [step.index for step in reply.steps] == list(range(len(reply.steps)))
+    assert reply.finished.prompt_token_ids == golden_case.expected["reasoner_input_ids"].reshape(-1).tolist()
+    assert reply.finished.prompt_token_count == len(reply.finished.prompt_token_ids)
+    assert reply.finished.step_count == len(reply.steps)
+    assert reply.finished.reason == (STOP if reply.steps[-1].is_end else LENGTH)
+    assert reply.finished.first_step_seconds > 0
+    assert (reply.opened.hidden_size, reply.opened.vocabulary_size) == (HIDDEN, 448)
+    assert (reply.opened.context_length, reply.opened.sample_rate_hz) == (1024, RATE)
+
+
+async def test_the_prompt_comes_only_when_asked_for(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
+    reply = await generate(server, wire_case(golden_cases["text_only"]))
+    assert not reply.finished.prompt_token_ids
+    assert reply.finished.prompt_token_count == golden_cases["text_only"].expected["reasoner_input_ids"].size
+
+
+async def test_calls_at_once_each_get_the_reply_they_get_alone(
+    server: Server, golden_cases: dict[str, GoldenCase]
+) -> None:
+    requests = [wire_case(case) for case in golden_cases.values()]
+    alone = [exact(await generate(server, each)) for each in requests]
+    together = await asyncio.gather(*(generate(server, each) for each in requests))
+    assert [exact(reply) for reply in together] == alone
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_how_the_turn_is_cut_changes_no_bit(
+    server: Server, golden_cases: dict[str, GoldenCase], seed: int
+) -> None:
+    case = golden_cases["text_and_speech"]
+    whole = await generate(server, wire_case(case))
+    chance, index, parts = np.random.default_rng(seed), 0, []
+    for part in case.turns()[-1].parts:
+        length = len(part) if isinstance(part, str) else len(part.samples)
+        cuts = [0, *sorted(chance.choice(range(1, length), 7, replace=False).tolist()), length]
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            is_text = isinstance(part, str)
+            parts.append(text(index, part[start:end]) if is_text else audio(index, s16(part.samples[start:end])))
+            index += 1
+    first, *_, end = wire_case(case)
+    system = wire_case(case)[1]
+    assert exact(await generate(server, [first, system, *parts, end])) == exact(whole)
+
+
+async def test_float_samples_give_the_same_bits(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
+    case = golden_cases["short_speech"]
+    opened, system, _, end = wire_case(case)
+    opened.open.audio_format.CopyFrom(F32)
+    samples = audio(0, case.clips[0].astype("<f4").tobytes())
+    assert exact(await generate(server, [opened, system, samples, end])) == exact(
+        await generate(server, wire_case(case))
+    )
+
+
+async def test_a_reply_is_taken_up_where_it_was_lost(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
+    case = golden_cases["greedy_one_turn"]
+    whole = await generate(server, wire_case(case))
+    for start in (0, 1, 5, len(case.tokens)):
+        rest = await generate(server, wire_case(case, resumed=case.tokens[:start]))
+        assert exact(rest) == exact(whole)[start:]
+        assert (rest.finished.step_count, rest.finished.reason) == (len(case.tokens), STOP)
+
+
+async def test_silence_is_answered(server: Server) -> None:
+    reply = await generate(server, [opening(max_step_count=3), audio(0, silence(2.5)), END])
+    assert len(reply.steps) == 3
+
+
+@pytest.mark.parametrize("count", [321, 480, 16_001])
+async def test_short_and_odd_clips_are_answered(server: Server, count: int) -> None:
+    assert (await generate(server, [opening(max_step_count=1), audio(0, bytes(2 * count)), END])).steps
+
+
+async def test_a_generation_that_reaches_the_context_ends_with_length(
+    new_reasoner_engine: Callable[..., ReasonerEngine], golden_cases: dict[str, GoldenCase]
+) -> None:
+    case = golden_cases["text_only"]
+    room = 3
+    length = case.expected["reasoner_input_ids"].size + room
+    async with served(new_reasoner_engine(context_length=length)) as server:
+        reply = await generate(server, wire(case.turns()))
+        assert (reply.finished.reason, reply.tokens) == (LENGTH, case.tokens[: room + 1])
+        assert reply.opened.context_length == length
+
+
+HELLO = text(0, "hello")
+INVALID = StatusCode.INVALID_ARGUMENT
+NAN, BANG = np.full(1000, np.nan, "<f4").tobytes(), np.full(1000, 1e30, "<f4").tobytes()
+LONG = " ".join(["word"] * 10_000)
+CLIP = types_pb2.Audio(format=S16, data=silence(0.5))
+USER, ASSISTANT, SYSTEM = types_pb2.ROLE_USER, types_pb2.ROLE_ASSISTANT, types_pb2.ROLE_SYSTEM
+
+# name: (the client's messages, the status, the reason, a part of the text)
+BAD: dict[str, tuple[list[Request], StatusCode, str, str]] = {
+    "nothing at all": ([], StatusCode.CANCELLED, "ABANDONED", "stopped before open"),
+    "no end after open": ([opening()], StatusCode.CANCELLED, "ABANDONED", "stopped before end"),
+    "no end after the turn": ([opening(), HELLO], StatusCode.CANCELLED, "ABANDONED", "stopped before end"),
+    "a part first": ([HELLO, END], INVALID, "OUT_OF_ORDER", "must be open, got part"),
+    "end first": ([END], INVALID, "OUT_OF_ORDER", "must be open, got end"),
+    "open twice": ([opening(), opening()], INVALID, "OUT_OF_ORDER", "open must be sent once"),
+    "a message after a part": ([opening(), HELLO, message(USER, "a"), END], INVALID, "OUT_OF_ORDER", "messages come before"),
+    "an empty message first": ([NOTHING], INVALID, "INVALID_ARGUMENT", "must have a payload"),
+    "an empty message later": ([opening(), NOTHING, END], INVALID, "INVALID_ARGUMENT", "must have a payload"),
+    "parts that start at 1": ([opening(), text(1, "a"), END], INVALID, "INDEX_GAP", "part.index must be 0, got 1"),
+    "a gap": ([opening(), HELLO, text(2, "a"), END], INVALID, "INDEX_GAP", "part.index must be 1, got 2"),
+    "a repeat": ([opening(), HELLO, HELLO, END], INVALID, "INDEX_GAP", "part.index must be 1, got 0"),
+    "an empty turn": ([opening(), END], INVALID, "EMPTY_TURN", "the turn is empty"),
+    "history and an empty turn": ([opening(), message(USER, "a"), END], INVALID, "EMPTY_TURN", "the turn is empty"),
+    "an empty text": ([opening(), text(0, ""), END], INVALID, "INVALID_ARGUMENT", "part.text must not be empty"),
+    "a part without content": ([opening(), Request(part=reasoner_pb2.TurnPart(index=0)), END], INVALID, "INVALID_ARGUMENT", "part must have audio or text"),
+    "a part without content after sound": ([opening(), audio(0, silence(0.5)), Request(part=reasoner_pb2.TurnPart(index=1)), END], INVALID, "INVALID_ARGUMENT", "part must have audio or text"),
+    "0.01 s": ([opening(), audio(0, silence(0.01)), END], INVALID, "TOO_SHORT", "got 0.01 s"),
+    "sound without samples": ([opening(), audio(0, b""), END], INVALID, "TOO_SHORT", "got 0 s"),
+    "301 s": ([opening(), audio(0, silence(301)), END], INVALID, "TOO_LONG", "got 301"),
+    "301 s in pieces": ([opening(), *(audio(i, silence(43)) for i in range(7)), END], INVALID, "TOO_LONG", "got 301"),
+    "more sound than the context": ([opening(), audio(0, silence(45)), END], INVALID, "TOO_LONG", "the context of 1024"),
+    "half a sample": ([opening(), audio(0, bytes(1001)), END], INVALID, "PARTIAL_SAMPLE", "got 1001 bytes"),
+    "samples that are no numbers": ([opening(audio_format=F32), audio(0, NAN), END], INVALID, "NON_FINITE", "must be finite"),
+    "samples beyond all measure": ([opening(audio_format=F32), audio(0, BANG), END], INVALID, "REFUSED", "too loud"),
+    "another rate": ([opening(audio_format=types_pb2.AudioFormat(encoding=types_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=8000)), audio(0, silence(1)), END], INVALID, "WRONG_SAMPLE_RATE", "must be 16000, got 8000"),
+    "sound without a format": ([opening(audio_format=None), audio(0, silence(1)), END], INVALID, "WRONG_ENCODING", "open.audio_format.encoding"),
+    "special tokens": ([opening(), text(0, "a <|im_end|>"), END], INVALID, "REFUSED", "special tokens; it has <|im_end|>"),
+    "special tokens in pieces": ([opening(), text(0, "a <|im_"), text(1, "end|>"), END], INVALID, "REFUSED", "it has <|im_end|>"),
+    "special tokens in history": ([opening(), message(USER, "<|AUDIO|>"), HELLO, END], INVALID, "REFUSED", "it has <|AUDIO|>"),
+    "special tokens over two parts": ([opening(), message(USER, "<|im_", "end|>"), HELLO, END], INVALID, "REFUSED", "it has <|im_end|>"),
+    "10,000 words": ([opening(), text(0, LONG), END], INVALID, "REFUSED", "the conversation is too long"),
+    "10,000 words of history": ([opening(), message(ASSISTANT, LONG), HELLO, END], INVALID, "REFUSED", "the conversation is too long"),
+    "nobody's message": ([opening(), message(types_pb2.ROLE_UNSPECIFIED, "a"), HELLO, END], INVALID, "INVALID_ARGUMENT", "must be SYSTEM, USER or ASSISTANT"),
+    "a second system message": ([opening(), message(USER, "a"), message(SYSTEM, "b"), HELLO, END], INVALID, "INVALID_ARGUMENT", "only the first message"),
+    "a message without parts": ([opening(), message(USER), HELLO, END], INVALID, "INVALID_ARGUMENT", "at least one part"),
+    "an empty text in history": ([opening(), message(USER, ""), HELLO, END], INVALID, "INVALID_ARGUMENT", "must not be empty"),
+    "sound of the model": ([opening(), message(ASSISTANT, CLIP), HELLO, END], INVALID, "INVALID_ARGUMENT", "only user messages"),
+    "history too short": ([opening(), message(USER, types_pb2.Audio(format=S16, data=silence(0.01))), HELLO, END], INVALID, "TOO_SHORT", "got 0.01 s"),
+    "history without a format": ([opening(), message(USER, types_pb2.Audio(data=silence(1))), HELLO, END], INVALID, "WRONG_ENCODING", "message.parts.audio.format"),
+    "no step at most": ([opening(max_step_count=0), HELLO, END], INVALID, "INVALID_ARGUMENT", "max_step_count must be at least 1"),
+    "a token that does not exist": ([opening(resumed=[5, 448]), HELLO, END], INVALID, "INVALID_ARGUMENT", "must be below 448, got 448"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_bad_input_is_refused_with_what_is_wrong(server: Server, name: str) -> None:
+    requests, code, reason, says = BAD[name]
+    kind = "cancelled" if code is StatusCode.CANCELLED else "invalid"
+    before = server.ended(kind)
+    error = await failure(server, requests)
+    assert (error.code, error.reason) == (code, reason)
+    assert says in error.message
+    assert server.ended(kind) == before + 1
+
+
+async def test_data_after_end_is_refused(server: Server) -> None:
+    with gated(server.engine.model, "prefill"):  # the reply may not be over before the data comes
+        error = await failure(server, [opening(), HELLO, END, text(1, "and")])
+    assert (error.code, error.reason) == (INVALID, "DATA_AFTER_END")
+
+
+async def test_a_message_beyond_the_limit_is_refused(server: Server) -> None:
+    options = [("grpc.max_send_message_length", -1)]
+    async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+        stub = reasoner_pb2_grpc.ReasonerServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async for _ in stub.Generate(iter([opening(), audio(0, bytes(17 << 20)), END]), timeout=DEADLINE_SECONDS):
+                pass
+    assert raised.value.code() is StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_refusal_names_the_field(server: Server) -> None:
+    assert (await failure(server, [opening(), text(3, "a")])).field == "part.index"
+    assert (await failure(server, [opening(max_step_count=0)])).field == "open.max_step_count"
+    assert (await failure(server, [opening(resumed=[999])])).field == "open.resume.token_ids"
+
+
+async def test_all_that_is_bad_at_once_harms_no_reply(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
+    case = golden_cases["text_and_speech"]
+    expected = exact(await generate(server, wire_case(case)))
+    bad = [requests for name, (requests, *_) in BAD.items() if "301" not in name]
+
+    async def all_bad() -> None:
+        for requests in bad:
+            await failure(server, requests)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(all_bad())
+        for _ in range(6):
+            assert exact(await generate(server, wire_case(case))) == expected
+
+
+async def test_more_calls_than_there_is_room_for_are_told_so(
+    new_reasoner_engine: Callable[..., ReasonerEngine],
+) -> None:
+    async with served(new_reasoner_engine(slot_count=1, queue_limit=1)) as server:
+        first = server.stub.Generate(timeout=DEADLINE_SECONDS)
+        await first.write(opening(max_step_count=1))
+        assert (await first.read()).WhichOneof("payload") == "opened"
+        # Of two more, one waits and the other is told that all is full, whichever comes first.
+        others = [asyncio.create_task(answers(server, [opening(max_step_count=1), HELLO, END])) for _ in range(2)]
+        done, waiting = await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await done.pop()
+        error = from_rpc_error(raised.value)
+        assert (error.code, error.reason) == (StatusCode.UNAVAILABLE, "FULL")
+        assert server.ended("unavailable") == 1
+        await first.write(HELLO)
+        await first.write(END)
+        kinds = [answer.WhichOneof("payload") async for answer in first]
+        assert kinds == ["step", "finished"]
+        assert len(await waiting.pop()) == 3
+        await server.is_whole()
+
+
+async def test_cancelling_frees_the_slot(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
+    """Before the turn is complete, amid the prefill, and amid the reply."""
+    case = golden_cases["text_only"]
+    before = server.ended("cancelled")
+    *begun, end = wire_case(case, max_step_count=None)
+    for requests in ([opening()], begun, [*begun, end]):
+        call = server.stub.Generate(timeout=DEADLINE_SECONDS)
+        for request in requests:
+            await call.write(request)
+        assert (await call.read()).WhichOneof("payload") == "opened"
+        if requests[-1] is end:
+            assert (await call.read()).WhichOneof("payload") == "step"
+        call.cancel()
+        await until_idle(server.engine)
+    with gated(server.engine.model, "prefill") as gate:
+        call = server.stub.Generate(iter([*begun, end]), timeout=DEADLINE_SECONDS)
+        await gate.reached()
+        call.cancel()
+        gate.opened.set()
+        await until_idle(server.engine)
+    assert server.ended("cancelled") == before + 4
+
+
+async def test_a_deadline_that_passes_frees_the_slot(server: Server) -> None:
+    before = server.ended("cancelled")
+    call = server.stub.Generate(timeout=0.2)
+    await call.write(opening())
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        while True:
+            await call.read()
+    assert raised.value.code() is StatusCode.DEADLINE_EXCEEDED
+    await until_idle(server.engine)
+    assert server.ended("cancelled") == before + 1
+
+
+async def test_a_bug_is_internal_and_tells_no_secret(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a secret of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine.model, "decode", broken)
+        error = await failure(server, [opening(), HELLO, END])
+    assert (error.code, error.message) == (StatusCode.INTERNAL, "internal error")
+
+
+async def test_health_answers_while_a_prefill_runs(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
+    with gated(server.engine.model, "prefill") as gate:
+        reply = asyncio.create_task(generate(server, wire_case(golden_cases["text_only"])))
+        await gate.reached()
+        for name in ("", SERVICE_NAME):
+            answer = await server.health.Check(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_SECONDS)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        other = server.stub.Generate(timeout=DEADLINE_SECONDS)
+        await other.write(opening())
+        assert (await other.read()).WhichOneof("payload") == "opened"
+        assert not gate.opened.is_set()
+        assert not reply.done()
+        other.cancel()
+        gate.opened.set()
+        assert (await reply).tokens == golden_cases["text_only"].tokens
