@@ -17,22 +17,13 @@ from client.connection import DEFAULT_ADDRESS, connect
 from client.errors import ClientError, InputError
 from client.golden_case import open_golden_folder, read_case
 from client.interruption import Interrupted, run
+from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings
 from client.parity import Outcomes, connected_stages, run_cases
 from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ
 from client.reply_display import ReplyDisplay, printable
 from client.service_log import open_log
 from client.session import SessionSettings
-from client.supervisor import (
-    SERVICES,
-    STAGES,
-    Device,
-    DType,
-    LineSink,
-    MeshSettings,
-    ServiceEvent,
-    check_server_installed,
-    running_mesh,
-)
+from client.supervisor import LineSink, ServiceEvent, check_server_installed, running_mesh
 from client.table import CONVENTIONS, parity_table, replies_table, voices_table
 from client.talk import HeardReply, Turn, talk
 from client.voice import VoiceExample

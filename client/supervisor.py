@@ -6,24 +6,20 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from client.errors import ClientError, MeshError
+from client.mesh_settings import GRACE_SECONDS, STAGES, MeshSettings
 
-STAGES = ("reasoner", "speech", "codec")
-SERVICES = (*STAGES, "orchestrator")
 SERVER_PACKAGES = ("torch", "transformers", "structlog", "pydantic_settings")
-GRACE_SECONDS = 5
-"""What open streams get to finish when the mesh is stopped."""
-
 KILL_SECONDS = 5
 """What a service gets on top of the grace time before it is killed."""
 
@@ -38,78 +34,6 @@ MAXIMUM_LINE_BYTES = 2**20
 Command = Callable[[str], Sequence[str]]
 LineSink = Callable[[str, str], None]
 """Takes a service's name and one line that it wrote."""
-
-
-class Device(StrEnum):
-    """Where models run; auto takes a GPU where there is one."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class DType(StrEnum):
-    """Numbers of the reasoner and of speech; auto is bfloat16 on a GPU and float32 on a CPU."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshSettings:
-    """How to run a mesh; None leaves a setting to the service, ports of 0 are any free ones.
-
-    `host` and `port` are the orchestrator's; the stages listen on 127.0.0.1 only. `metrics_port` is the orchestrator's,
-    the reasoner, speech and codec take the three after it. `threads` is for the reasoner and for speech.
-    """
-
-    checkpoint: str = "random:tiny"
-    device: Device = Device.AUTO
-    dtype: DType = DType.AUTO
-    slots: int | None = None
-    threads: int | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-    reasoner_port: int = 0
-    speech_port: int = 0
-    codec_port: int = 0
-    metrics_port: int = 0
-    voices: Path | None = None
-    default_voice: str | None = None
-
-    def flags(self, service: str, stage_addresses: dict[str, str]) -> list[str]:
-        """The command line flags of a service."""
-        if service == "orchestrator":
-            return [*self._shared_flags(self.host, self.port, 0), *self._orchestrator_flags(stage_addresses)]
-        port = {"reasoner": self.reasoner_port, "speech": self.speech_port, "codec": self.codec_port}[service]
-        flags = self._shared_flags("127.0.0.1", port, 1 + STAGES.index(service))
-        flags += ["--checkpoint", self.checkpoint, "--device", self.device]
-        if service != "codec":
-            flags += ["--dtype", self.dtype]
-        if self.slots is not None:
-            flags += ["--slots", str(self.slots)]
-        return [*flags, *self._thread_flags(service)]
-
-    def _shared_flags(self, host: str, port: int, metrics_offset: int) -> list[str]:
-        metrics_port = self.metrics_port + metrics_offset if self.metrics_port else 0
-        flags = ["--host", host, "--port", str(port), "--metrics-port", str(metrics_port)]
-        return [*flags, "--log-format", "json", "--grace-seconds", str(GRACE_SECONDS)]
-
-    def _orchestrator_flags(self, stage_addresses: dict[str, str]) -> list[str]:
-        flags = [word for stage in STAGES for word in (f"--{stage}-address", stage_addresses[stage])]
-        if self.voices is not None:
-            flags += ["--voices", str(self.voices)]
-        if self.default_voice is not None:
-            flags += ["--default-voice", self.default_voice]
-        return flags
-
-    def _thread_flags(self, service: str) -> list[str]:
-        if self.threads is None and f"CHROMA_{service.upper()}_THREADS" in os.environ:
-            return []  # the service reads it there
-        fair = max(1, (os.cpu_count() or 1) // 2)  # the reasoner and speech work at the same time
-        threads = 1 if service == "codec" else self.threads or fair
-        return ["--threads", str(threads)]
 
 
 @dataclass(frozen=True)
@@ -241,6 +165,17 @@ def ignore(*_: object) -> None:
     """The sink of what nobody wants to know."""
 
 
+def check_addresses_free(settings: MeshSettings) -> None:
+    """Refuses an address that is taken at once, rather than when the models are loaded."""
+    for host, port in settings.fixed_addresses:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            cause = error.strerror or str(error)
+            raise ClientError(f"nothing can listen at {host}:{port} ({cause}): give another address or port") from None
+
+
 @asynccontextmanager
 async def running_mesh(
     settings: MeshSettings,
@@ -254,6 +189,7 @@ async def running_mesh(
     `report` is told what happens to each service, `log` gets every line they write. ServiceDiedError when one ends by
     itself, also while the caller is inside.
     """
+    check_addresses_free(settings)
     supervisor = Supervisor(settings, report, log, command)
     try:
         async with asyncio.TaskGroup() as readers:

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import Any
 
-service, *flags = sys.argv[1:]
+service = sys.argv[1]
 fate = os.environ.get(f"FAKE_{service.upper()}", "")
 
 
@@ -32,7 +32,6 @@ def leave(*_: object) -> None:
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN if fate == "stay" else leave)
 write("not a line of JSON\n[1, 2]")
-say("flags", flags=flags, pid=os.getpid(), parent=os.getppid())
 say("listening", address=f"127.0.0.1:{1000 + len(service)}", metrics_address=f"127.0.0.1:{2000 + len(service)}")
 if fate == "fail":
     say("failed", level="error", reason="config.json is missing\nand so is all else")

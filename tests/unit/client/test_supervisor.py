@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,17 +18,8 @@ import pytest
 
 from client import supervisor
 from client.errors import ClientError, MeshError
-from client.supervisor import (
-    SERVICES,
-    Device,
-    DType,
-    MeshSettings,
-    RunningMesh,
-    ServiceDiedError,
-    ServiceEvent,
-    check_server_installed,
-    running_mesh,
-)
+from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings
+from client.supervisor import RunningMesh, ServiceDiedError, ServiceEvent, check_server_installed, running_mesh
 
 FAKE = Path(__file__).with_name("fake_service.py")
 
@@ -59,11 +51,6 @@ class Observer:
         """A line of a service's log."""
         lines = [json.loads(line) for name, line in self.lines if name == service and line.startswith("{")]
         return next(line for line in lines if line["event"] == event)
-
-    def flags(self, service: str) -> dict[str, str]:
-        """The flags that a service was started with."""
-        flags = self.said(service, "flags")["flags"]
-        return dict(zip(flags[::2], flags[1::2], strict=True))
 
     @property
     def left(self) -> list[int]:
@@ -101,11 +88,10 @@ async def test_services_start_get_ready_and_stop(observer):
     assert stopped[0] == "orchestrator"
 
 
-async def test_flags_say_what_was_asked_for(observer, monkeypatch):
+def test_flags_say_what_was_asked_for(monkeypatch):
     monkeypatch.delenv("CHROMA_REASONER_THREADS", raising=False)
     monkeypatch.setenv("CHROMA_SPEECH_THREADS", "7")
-    async with fake_mesh(
-        observer,
+    settings = MeshSettings(
         checkpoint="folder",
         device=Device.CPU,
         dtype=DType.FLOAT32,
@@ -116,24 +102,26 @@ async def test_flags_say_what_was_asked_for(observer, monkeypatch):
         metrics_port=9000,
         voices=Path("mine"),
         default_voice="ash",
-    ):
-        pass
-    fair = str(max(1, (os.cpu_count() or 1) // 2))
+    )
+    addresses = {stage: f"{stage}:1" for stage in STAGES}
+    words = [settings.flags(service, addresses) for service in SERVICES]
+    reasoner, speech, codec, orchestrator = (dict(zip(flags[::2], flags[1::2], strict=True)) for flags in words)
     stage = {"--checkpoint": "folder", "--device": "cpu", "--slots": "3", "--host": "127.0.0.1", "--log-format": "json"}
-    reasoner, speech, codec, orchestrator = (observer.flags(service) for service in SERVICES)
     for flags, metrics_port in ((reasoner, 9001), (speech, 9002), (codec, 9003)):
         assert flags.items() >= (stage | {"--metrics-port": str(metrics_port)}).items()
     assert (reasoner["--port"], speech["--port"], codec["--port"]) == ("50051", "0", "0")
     assert reasoner["--dtype"] == speech["--dtype"] == "float32"
     assert "--dtype" not in codec
+    fair = str(max(1, (os.cpu_count() or 1) // 2))
     assert (reasoner["--threads"], codec["--threads"]) == (fair, "1")
     assert "--threads" not in speech  # the service reads the variable itself
-    assert orchestrator["--host"] == "0.0.0.0"
-    assert orchestrator["--port"] == "50050"
+    assert (orchestrator["--host"], orchestrator["--port"]) == ("0.0.0.0", "50050")
     assert orchestrator["--metrics-port"] == "9000"
-    assert orchestrator["--reasoner-address"] == "127.0.0.1:1008"
-    assert orchestrator["--codec-address"] == "127.0.0.1:1005"
+    assert [orchestrator[f"--{stage}-address"] for stage in STAGES] == ["reasoner:1", "speech:1", "codec:1"]
     assert (orchestrator["--voices"], orchestrator["--default-voice"]) == ("mine", "ash")
+    default = MeshSettings().flags("orchestrator", addresses)
+    assert "--voices" not in default
+    assert default[default.index("--port") + 1] == "0"
 
 
 @pytest.mark.parametrize(
@@ -241,6 +229,15 @@ async def test_services_die_with_a_supervisor_that_is_killed_hard(tmp_path):
         await asyncio.to_thread(select.select, [service], [], [])  # returns when the process has ended
         os.close(service)
     await process.stdout.read()
+
+
+@pytest.mark.parametrize("name", ["port", "codec_port", "metrics_port"])
+async def test_an_address_that_is_taken_is_said_before_anything_starts(observer, name):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ClientError, match=f"nothing can listen at 127.0.0.1:{port}"):
+            await fake_mesh(observer, **{name: port}).__aenter__()
+    assert not observer.events
 
 
 def test_a_client_without_the_server_says_what_to_install(monkeypatch):
