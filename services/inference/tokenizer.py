@@ -20,6 +20,8 @@ class Tokenizer:
         self._special = sorted(
             token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special
         )
+        # In a byte-level vocabulary a character stands for a byte.
+        self.longest_token_bytes = max(map(len, self._tokenizer.get_vocab()))
 
     def refuse_special_tokens(self, text: str) -> None:
         """Raises SpecialTokenInText when a caller's text has one."""

@@ -129,14 +129,17 @@ class Conversation:
         self._engine = engine
         self._messages: list[Turn] = []
         self._index = IndexCheck("part.index")
-        self._parts: list[str | list[np.ndarray]] = []
-        self._clip_samples = 0
+        self._parts: list[str | Clip] = []
+        # The clip that is still coming, piece by piece.
+        self._pieces: list[np.ndarray] = []
+        self._piece_samples = 0
         self._audio_positions = 0
+        self._text_bytes = 0
 
     def add(self, kind: str, payload: types_pb2.Message | reasoner_pb2.TurnPart) -> None:
         """Takes a message of the conversation or a piece of the turn."""
         if isinstance(payload, types_pb2.Message):
-            if self._parts:
+            if self._parts or self._pieces:
                 raise InvalidArgument("messages come before the turn's parts", reason="OUT_OF_ORDER", field=kind)
             self._messages.append(self._message(payload))
         else:
@@ -144,39 +147,46 @@ class Conversation:
 
     def complete(self) -> list[Turn]:
         """The whole conversation; refused when nothing was said last."""
+        self._end_clip()
         if not self._parts:
             raise InvalidArgument("the turn is empty: expected audio or text before end", reason="EMPTY_TURN")
-        parts = tuple(
-            part if isinstance(part, str) else self._clip(np.concatenate(part), "part.audio") for part in self._parts
-        )
-        return [*self._messages, Turn("user", parts)]
+        return [*self._messages, Turn("user", tuple(self._parts))]
 
     def _part(self, part: reasoner_pb2.TurnPart) -> None:
         self._index.expect(part.index)
-        if part.WhichOneof("content") == "text":
-            text = _text(part.text, "part.text")
-            if self._parts and isinstance(last := self._parts[-1], str):
-                self._parts[-1] = last + text
-            else:
-                self._parts.append(text)
-            return
+        match part.WhichOneof("content"):
+            case "text":
+                self._end_clip()
+                text = self._text(part.text, "part.text")
+                if self._parts and isinstance(last := self._parts[-1], str):
+                    self._parts[-1] = last + text
+                else:
+                    self._parts.append(text)
+            case "audio":
+                self._piece(part.audio)
+            case _:
+                raise InvalidArgument("part must have audio or text, got neither", field="part.content")
+
+    def _piece(self, data: bytes) -> None:
         rate = self._engine.features.sample_rate_hz
         encoding = check_format(self._opening.audio_format, sample_rate_hz=rate, field="open.audio_format")
-        samples = decode_pcm(part.audio, encoding, field="part.audio")
-        if not self._parts or isinstance(self._parts[-1], str):
-            self._parts.append([])
-            self._clip_samples = 0
-        clip = self._parts[-1]
-        assert isinstance(clip, list)
-        clip.append(samples)
-        self._clip_samples += len(samples)
+        samples = decode_pcm(data, encoding, field="part.audio")
+        if len(samples) or not self._pieces:
+            self._pieces.append(samples)
+        self._piece_samples += len(samples)
         check_duration(
-            self._clip_samples,
+            self._piece_samples,
             sample_rate_hz=rate,
             minimum_seconds=0,
             maximum_seconds=MAXIMUM_CLIP_SECONDS,
             field="part.audio",
         )
+        self._require_room(self._positions(self._piece_samples), "part.audio")
+
+    def _end_clip(self) -> None:
+        if self._pieces:
+            self._parts.append(self._clip(np.concatenate(self._pieces), "part.audio"))
+            self._pieces, self._piece_samples = [], 0
 
     def _message(self, message: types_pb2.Message) -> Turn:
         role = _ROLES.get(message.role)
@@ -189,7 +199,7 @@ class Conversation:
         parts: list[str | Clip] = []
         for part in message.parts:
             if part.WhichOneof("content") == "text":
-                parts.append(_text(part.text, "message.parts.text"))
+                parts.append(self._text(part.text, "message.parts.text"))
             elif role != "user":
                 raise InvalidArgument("only user messages may have audio", field="message.parts.audio")
             else:
@@ -206,29 +216,45 @@ class Conversation:
         )
         return self._clip(samples, field)
 
+    def _text(self, text: str, field: str) -> str:
+        if not text:
+            raise InvalidArgument(f"{field} must not be empty", field=field)
+        self._text_bytes += len(text.encode())
+        # As for sound; and megabytes of text take the device thread seconds to encode.
+        fewest = self._text_bytes // self._engine.tokenizer.longest_token_bytes + len(self._messages)
+        if fewest > self._engine.context_length:
+            raise InvalidArgument(
+                f"the conversation is too long: its text alone needs more than {fewest} positions; "
+                f"expected fewer than the context of {self._engine.context_length}",
+                reason="TOO_LONG",
+                field=field,
+            )
+        return text
+
     def _clip(self, samples: np.ndarray, field: str) -> Clip:
-        positions = audio_token_count(self._engine.features.frame_count(len(samples)))
+        positions = self._positions(len(samples))
         if positions < 1:
             seconds = len(samples) / self._engine.features.sample_rate_hz
             raise InvalidArgument(
                 f"{field} must be longer than 0.02 s, got {seconds:g} s", reason="TOO_SHORT", field=field
             )
+        self._require_room(positions, field)
         self._audio_positions += positions
-        # Before the whole prompt is known: a client may not make us keep more sound than a context can hold.
-        if self._audio_positions >= self._engine.context_length:
+        return Clip(samples)
+
+    def _positions(self, sample_count: int) -> int:
+        return audio_token_count(self._engine.features.frame_count(sample_count))
+
+    def _require_room(self, positions: int, field: str) -> None:
+        """Before the whole prompt is known: a client may not make us keep more sound than a context can hold."""
+        needed = self._audio_positions + positions
+        if needed >= self._engine.context_length:
             raise InvalidArgument(
-                f"the conversation is too long: its audio alone needs {self._audio_positions} positions; "
+                f"the conversation is too long: its audio alone needs {needed} positions; "
                 f"expected fewer than the context of {self._engine.context_length}",
                 reason="TOO_LONG",
                 field=field,
             )
-        return Clip(samples)
-
-
-def _text(text: str, field: str) -> str:
-    if not text:
-        raise InvalidArgument(f"{field} must not be empty", field=field)
-    return text
 
 
 def _step(step: ReasonerStep) -> types_pb2.Step:

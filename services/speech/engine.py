@@ -104,6 +104,12 @@ class SpeechEngine(SlotEngine[SpeechStream]):
             self.tokenizer.refuse_special_tokens(voice.transcript)
         except SpecialTokenInText as refusal:
             raise Refused(f"voice_prompt.transcript: {refusal}") from refusal
+        # Told by the length alone where it can be: megabytes take seconds to encode.
+        if (size := len(voice.transcript.encode())) > self.context_length * self.tokenizer.longest_token_bytes:
+            raise Refused(
+                f"the voice prompt is too long: its transcript has {size} bytes; "
+                f"expected fewer positions than the context of {self.context_length}"
+            )
         ids = self.tokenizer.encode(voice.transcript)
         needed = len(ids) + len(voice.frames) + 3 + positions_needed(with_step=True, first_frame=True)
         if needed > self.context_length:

@@ -51,11 +51,13 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
             stream = self._stream(opening)
             feed = StepFeed(reader, stream, self._engine.model.config)
             async with asyncio.TaskGroup() as tasks:
-                async with self._engine.open(stream):
-                    self._metrics.slots.queue_wait.observe(stream.queue_seconds)
-                    await context.write(self._opened(stream))
-                    feeding = tasks.create_task(feed.run())
-                    first_frame_seconds = await self._send_frames(stream, feed, context)
+                # Within the group: one that it let out would be wrapped and taken for a bug.
+                with refusals():
+                    async with self._engine.open(stream):
+                        self._metrics.slots.queue_wait.observe(stream.queue_seconds)
+                        await context.write(self._opened(stream))
+                        feeding = tasks.create_task(feed.run())
+                        first_frame_seconds = await self._send_frames(stream, feed, context)
                 outcome.reason = stream.finish_reason
                 finished = speech_pb2.GenerateFramesFinished(
                     reason=_REASONS[stream.finish_reason],
@@ -70,18 +72,17 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
     async def _send_frames(self, stream: SpeechStream, feed: "StepFeed", context: Context) -> float:
         """Sends frames until the reply ends; returns the time to the first one, in seconds."""
         first_frame_seconds, last = 0.0, 0.0
-        with refusals():
-            async for frame in stream:
-                now = time.perf_counter()
-                if last:
-                    self._metrics.frame_interval.observe(now - last)
-                else:
-                    first_frame_seconds = now - feed.first_step_at
-                    self._metrics.first_frame.observe(first_frame_seconds)
-                last = now
-                spoken = speech_pb2.SpokenFrame(index=frame.index, frame=types_pb2.Frame(codes=frame.codes))
-                await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
-                self._metrics.frames.inc()
+        async for frame in stream:
+            now = time.perf_counter()
+            if last:
+                self._metrics.frame_interval.observe(now - last)
+            else:
+                first_frame_seconds = now - feed.first_step_at
+                self._metrics.first_frame.observe(first_frame_seconds)
+            last = now
+            spoken = speech_pb2.SpokenFrame(index=frame.index, frame=types_pb2.Frame(codes=frame.codes))
+            await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
+            self._metrics.frames.inc()
         return first_frame_seconds
 
     def _stream(self, opening: speech_pb2.GenerateFramesOpen) -> SpeechStream:

@@ -99,6 +99,11 @@ def test_special_tokens_and_unknown_ids_have_no_text(tokenizer: Tokenizer) -> No
     assert [stream.read(token_id) for token_id in (ids[0], ids[1], 447, ids[2])] == ["a", "", "", "b"]
 
 
+@given(text=st.text())
+def test_no_text_has_fewer_tokens_than_its_bytes_make_at_least(tokenizer: Tokenizer, text: str) -> None:
+    assert len(text.encode()) <= len(tokenizer.encode(text)) * tokenizer.longest_token_bytes
+
+
 def test_a_token_and_its_id_belong_together(tokenizer: Tokenizer) -> None:
     assert [tokenizer.token(i) for i in tokenizer.encode("".join(SPECIAL))] == SPECIAL
 

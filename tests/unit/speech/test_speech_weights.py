@@ -160,7 +160,7 @@ def test_a_config_with_a_gap_is_refused_by_name(golden_checkpoint: Checkpoint, p
 def test_widths_that_do_not_match_are_refused(golden_checkpoint: Checkpoint) -> None:
     config = copy.deepcopy(golden_checkpoint.config)
     config["decoder_config"]["audio_embedding_dim"] = 32
-    with pytest.raises(ValueError, match="audio_embedding_dim is 32; expected the backbone's hidden_size, 48"):
+    with pytest.raises(CheckpointError, match="audio_embedding_dim is 32; expected the backbone's hidden_size, 48"):
         weights.read_config(config)
 
 
