@@ -37,4 +37,4 @@ check: setup ## formatting, lint, types, import rules, protos
 	$(BIN)/buf breaking protos --against protos/released.binpb
 
 test: setup ## all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
