@@ -69,7 +69,7 @@ class StageLife:
 
     async def prepare(self) -> None:
         """Loads, warms and attaches the engine."""
-        # Its own handler writes plain text to stderr; through the root logger its warnings become lines like all others.
+        # Its own handler writes plain text to stderr; through the root logger its warnings become JSON lines.
         transformers.logging.disable_default_handler()
         transformers.logging.enable_propagation()
         if self._settings.threads is not None:
