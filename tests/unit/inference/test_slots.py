@@ -68,7 +68,7 @@ class EchoEngine(SlotEngine[EchoStream]):
                 continue
             if stream.inbox:
                 stream.emit(stream.take())
-                stream.most_unread = max(stream.most_unread, stream._emitted - stream._taken)
+                stream.most_unread = max(stream.most_unread, stream.unread_count)
                 active = True
             elif ended:
                 stream.finish()
@@ -379,7 +379,7 @@ async def test_a_reader_that_stops_is_left_out_until_it_reads_again() -> None:
         # Others go on meanwhile, and give the engine every chance to write more than the reader takes.
         for _ in range(3):
             assert await echo(engine, said) == said
-        assert (lagging._emitted, lagging.writable, lagging.done) == (5, False, False)
+        assert (lagging.unread_count, lagging.writable, lagging.done) == (5, False, False)
         assert [item async for item in lagging] == said
         assert lagging.most_unread == 5
 
@@ -398,6 +398,33 @@ async def test_send_waits_while_the_inbox_is_full() -> None:
         await fourth
         stream.end()
         assert [item async for item in stream] == [0, 1, 2, 3]
+
+
+class SumEngine(EchoEngine):
+    """Reads all that it is sent and says nothing before the end."""
+
+    total = 0
+
+    def advance(self) -> bool:
+        active = False
+        for stream in self.streams.values():
+            ended = stream.ended
+            if stream.inbox:
+                self.total += stream.take()
+                active = True
+            elif ended and not stream.done:
+                stream.emit(self.total)
+                stream.finish()
+        return active
+
+
+async def test_a_sender_goes_on_when_an_input_is_read_whatever_is_said() -> None:
+    engine = SumEngine()
+    async with running(engine), engine.open(EchoStream(inbox_limit=2)) as stream:
+        for item in range(100):
+            await stream.send(item)
+        stream.end()
+        assert [item async for item in stream] == [sum(range(100))]
 
 
 async def test_send_does_not_wait_for_a_stream_that_is_done() -> None:
