@@ -12,7 +12,7 @@ from chroma_mesh.speech.v1 import speech_pb2
 from chroma_mesh.types.v1 import types_pb2
 
 from services.orchestrator.metrics import OrchestratorMetrics
-from services.orchestrator.stages import CodecFacts, Stages
+from services.orchestrator.stages import CodecFacts, StageCall, Stages
 from services.orchestrator.user_turn import SAMPLE_BYTES, UserTurn
 
 STOP = types_pb2.FINISH_REASON_STOP
@@ -20,7 +20,6 @@ LENGTH = types_pb2.FINISH_REASON_LENGTH
 CANCELLED = types_pb2.FINISH_REASON_CANCELLED
 
 # How far a stage may run ahead of the next one: about 10 s of speech.
-FRAMES_PER_STEP = 2
 STEPS_AHEAD = 64
 FRAMES_AHEAD = 128
 
@@ -88,6 +87,7 @@ class Relayed:
     frames: Track[types_pb2.Frame] = field(default_factory=lambda: Track(FRAMES_AHEAD))
     # The pieces of text, and the frames whose sound, that the client was sent.
     texts: list[str] = field(default_factory=list)
+    spoken_step_count: int = 0
     played_frame_count: int = 0
     # How each stage finished; None while it has not.
     reasoner_reason: types_pb2.FinishReason | None = None
@@ -214,7 +214,7 @@ class Reply:
             reason=CANCELLED if was_cut else self._reason(),
             text=self.relayed.text,
             frame_count=self.relayed.played_frame_count,
-            step_count=len(self.relayed.steps.items),
+            step_count=self.relayed.spoken_step_count,
             timings=self._timings(),
         )
 
@@ -235,9 +235,6 @@ class Reply:
                         call.expect("step", len(steps.items), payload.index)
                         self._first_step_at = self._first_step_at or time.perf_counter()
                         await steps.append(payload)
-                        if payload.text:
-                            await self._listener.text(self.turn_index, payload.text)
-                            self.relayed.texts.append(payload.text)
                     case "finished":
                         call.expect("step count", len(steps.items), payload.step_count)
                         self.relayed.reasoner_reason = payload.reason
@@ -254,16 +251,31 @@ class Reply:
                     case "frame":
                         call.expect("frame", len(frames.items), payload.index)
                         self._first_frame_at = self._first_frame_at or time.perf_counter()
-                        # Frame 2j waits for step j, so step j is used when it comes.
-                        self.relayed.steps.use(payload.index // FRAMES_PER_STEP + 1)
+                        await self._tell_text(call, payload.step_count)
                         await frames.append(payload.frame)
                     case "finished":
                         call.expect("frame count", len(frames.items), payload.frame_count)
+                        await self._tell_text(call, payload.step_count)
                         self.relayed.speech_reason = payload.reason
                         frames.end()
                         # Whatever the reasoner still has to say will not be spoken.
                         self.relayed.steps.end()
                         reasoning.cancel()
+
+    async def _tell_text(self, call: StageCall, spoken_step_count: int) -> None:
+        """Sends the text of the steps that are being spoken.
+
+        Not as soon as it is written: how far the reasoner is ahead when speech ends is a matter of time, and neither
+        the client's text nor the next turn's history may be.
+        """
+        relayed = self.relayed
+        call.expect("more steps than it was sent", False, spoken_step_count > len(relayed.steps.items))
+        relayed.steps.use(spoken_step_count)
+        for step in relayed.steps.items[relayed.spoken_step_count : spoken_step_count]:
+            if step.text:
+                await self._listener.text(self.turn_index, step.text)
+                relayed.texts.append(step.text)
+            relayed.spoken_step_count += 1
 
     async def _play(self) -> None:
         relayed, facts = self.relayed, self._stages.codec_facts

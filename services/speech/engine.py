@@ -47,10 +47,11 @@ class SpeechStep:
 
 @dataclass(frozen=True)
 class SpeechFrame:
-    """A frame of the reply."""
+    """A frame of the reply. step_count: steps that have gone into the reply up to it."""
 
     index: int
     codes: Codes
+    step_count: int
 
 
 @dataclass(eq=False)
@@ -69,6 +70,7 @@ class SpeechStream(Stream[SpeechStep, SpeechFrame]):
         self.interleave = Interleave()
         self.step: SpeechStep | None = None
         self.frame_count = 0
+        self.step_count = 0
         self.previous: Codes = []
         self.column = 0
         self.prefill: Iterator[None] | None = None
@@ -200,6 +202,7 @@ class SpeechEngine(SlotEngine[SpeechStream]):
                 # In the cache it would spoil every later reply of the slot: a mask does not hide what is not finite.
                 stream.fail(Refused(f"hidden_state must be within ±{self._largest_value:g}, the model's precision"))
                 return False
+            stream.step_count += 1
             stream.interleave.fed(is_end=stream.step.is_end)
         return True
 
@@ -225,7 +228,7 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         if verdict.is_spoken:
             stream.frame_count += 1
             if not resumed:
-                stream.emit(SpeechFrame(index, codes))
+                stream.emit(SpeechFrame(index, codes, stream.step_count))
         if verdict.is_last:
             self._finish(stream, "stop")
         elif stream.frame_count == stream.max_frame_count:

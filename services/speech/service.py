@@ -64,6 +64,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
                     frame_count=stream.frame_count,
                     transcript_token_ids=stream.transcript_ids if opening.return_prompt else (),
                     first_frame_seconds=first_frame_seconds,
+                    step_count=stream.step_count,
                 )
                 await context.write(speech_pb2.GenerateFramesResponse(finished=finished))
                 await feed.settle()
@@ -80,7 +81,9 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
                 first_frame_seconds = now - feed.first_step_at
                 self._metrics.first_frame.observe(first_frame_seconds)
             last = now
-            spoken = speech_pb2.SpokenFrame(index=frame.index, frame=types_pb2.Frame(codes=frame.codes))
+            spoken = speech_pb2.SpokenFrame(
+                index=frame.index, frame=types_pb2.Frame(codes=frame.codes), step_count=frame.step_count
+            )
             await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
             self._metrics.frames.inc()
         return first_frame_seconds

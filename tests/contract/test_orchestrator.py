@@ -193,13 +193,14 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
                 await self.hook(index)
                 base = digest(base, heard.items[step_index].token_id, index)
                 frame = types_pb2.Frame(codes=[byte % CODEBOOK_SIZE for byte in base[:CODEBOOK_COUNT]])
-                spoken = speech_pb2.SpokenFrame(index=index, frame=frame)
+                spoken = speech_pb2.SpokenFrame(index=index, frame=frame, step_count=step_index + 1)
                 await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
                 index += 1
             if self.is_silent:
                 await self.signal.until(lambda: heard.is_ended)
             if self.sends_finished:
-                finished = speech_pb2.GenerateFramesFinished(reason=reason, frame_count=index)
+                spoken_steps = len(heard.items) if reason == STOP else (index + 1) // 2
+                finished = speech_pb2.GenerateFramesFinished(reason=reason, frame_count=index, step_count=spoken_steps)
                 await context.write(speech_pb2.GenerateFramesResponse(finished=finished))
             feeding.cancel()
 
@@ -611,7 +612,10 @@ async def test_speech_at_its_limit_ends_the_reply_and_the_reasoner(mesh: Mesh) -
     async with mesh.converse(max_frame_count=3) as session:
         answer = await session.ask("hello")
         assert (answer.ended.reason, answer.ended.frame_count) == (LENGTH, 3)
-        assert answer.text.startswith(mesh.speech.heard[0].items[0].text)
+        # However far ahead the reasoner was: the text of the steps that were spoken, and no more.
+        spoken = mesh.speech.heard[0].items[:2]
+        assert answer.text == answer.ended.text == "".join(step.text for step in spoken)
+        assert answer.ended.step_count == 2
         await mesh.until_quiet()
         mesh.reasoner.step_count = 1
         assert (await session.ask("again")).ended.frame_count == 3

@@ -65,8 +65,10 @@ async def speak_case(
     limit: int | None = None,
 ) -> list[Codes]:
     stream = new_stream(engine, case.voice(), sampling, limit or case.maximum_frame_count)
-    frames = await speak(engine, stream, case.steps(END_TOKEN_ID), feed)
+    steps = case.steps(END_TOKEN_ID)
+    frames = await speak(engine, stream, steps, feed)
     assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert [frame.step_count for frame in frames] == [min(i // 2 + 1, len(steps)) for i in range(len(frames))]
     return [frame.codes for frame in frames]
 
 
