@@ -41,7 +41,9 @@ class KvCache:
     def reach(self, column: int) -> int:
         """How many columns a step must look at whose highest column is `column`: few sizes, so few shapes.
 
-        Attention runs in blocks from column 0, so columns beyond the highest, all masked, change no bit of a result.
+        Columns beyond the highest, all masked, change no bit of a result: on a CPU, attention runs in blocks of 512
+        columns from column 0, and blocks that are masked as a whole leave what is summed so far as it is. Shorter
+        reaches would cut the first block to various lengths, whose sums differ in their last bits.
         """
         length = _SHORTEST_REACH
         while length <= column:

@@ -52,16 +52,16 @@ class Rope(nn.Module):
         self.register_buffer("inverse_frequencies", frequencies.to(torch.get_default_device()), persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [B, W] int64 → cosines and sines [B, 1, W, head_dim] float32."""
+        """positions [B, W] int64 → cosines and signed sines for `rotate`, [B, 1, W, head_dim] float32."""
         angles = positions[:, None, :, None].float() * self.inverse_frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * self.scale, angles.sin() * self.scale
+        cosines, sines = angles.cos() * self.scale, angles.sin() * self.scale
+        return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotates x [B, heads, W, head_dim]; the halves of a head are the two coordinates."""
     first, second = x.chunk(2, dim=-1)
-    return (x * cosines + torch.cat((-second, first), dim=-1) * sines).to(x.dtype)
+    return (x * cosines).addcmul_(torch.cat((second, first), dim=-1), sines).to(x.dtype)
 
 
 def _inverse_frequencies(settings: RopeSettings) -> tuple[Tensor, float]:

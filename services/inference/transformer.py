@@ -1,7 +1,8 @@
 """The autoregressive stack: reasoner, backbone and depth decoder are all this one."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,51 @@ def transformer_config(section: dict[str, Any], *, qkv_bias: bool, default_theta
     )
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the positions of a run stand: made once for all its layers, or for all runs that stand alike.
+
+    columns [B, W] int64: cache columns. cosines, sines [B, 1, W, head_dim]: rotations. mask [B, 1, W, reach] bool:
+    what each position sees.
+    """
+
+    columns: Tensor
+    cosines: Tensor
+    sines: Tensor
+    mask: Tensor
+
+
+class JoinedLinear:
+    """Linear layers with the same input, run as one product.
+
+    `parts` are the layers as a checkpoint knows them; their weights are rows of one matrix, so filling them fills it.
+    """
+
+    def __init__(self, inputs: int, outputs: Sequence[int], *, bias: bool) -> None:
+        self.parts = [nn.Linear(inputs, count, bias=bias) for count in outputs]
+        self._share(torch.empty(sum(outputs), inputs), torch.empty(sum(outputs)) if bias else None)
+
+    def join(self) -> None:
+        """Joins the parts again, whose weights are no longer rows of one matrix once they were moved or converted."""
+        weight = torch.cat([part.weight.detach() for part in self.parts])
+        bias = None if self._bias is None else torch.cat([part.bias.detach() for part in self.parts])
+        self._share(weight, bias)
+
+    def _share(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        first = 0
+        for part in self.parts:
+            rows = slice(first, first + part.out_features)
+            part.weight = nn.Parameter(weight[rows], requires_grad=False)
+            if bias is not None:
+                part.bias = nn.Parameter(bias[rows], requires_grad=False)
+            first += part.out_features
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., inputs] → the layers' outputs side by side, [..., sum of outputs]."""
+        return functional.linear(x, self._weight, self._bias)
+
+
 class Attention(nn.Module):
     """Grouped-query attention over a slot's cached positions."""
 
@@ -65,22 +111,26 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self._qkv = JoinedLinear(config.hidden_size, (width, kv_width, kv_width), bias=config.qkv_bias)
+        self.q_proj, self.k_proj, self.v_proj = self._qkv.parts
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.output_bias)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], columns: Tensor, mask: Tensor, cache: KvCache, layer: int
-    ) -> Tensor:
-        """x [B, W, hidden] → [B, W, hidden]; mask [B, 1, W, reach]."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to` and its kin go through."""
+        super()._apply(fn, recurse)
+        self._qkv.join()
+        return self
+
+    def forward(self, x: Tensor, places: Places, cache: KvCache, layer: int) -> Tensor:
+        """x [B, W, hidden] → [B, W, hidden]."""
         batch, width, _ = x.shape
-        queries = self.q_proj(x).view(batch, width, self.heads, self.head_dim).transpose(1, 2)
-        keys = self.k_proj(x).view(batch, width, self.kv_heads, self.head_dim).transpose(1, 2)
-        values = self.v_proj(x).view(batch, width, self.kv_heads, self.head_dim).transpose(1, 2)
-        all_keys, all_values = cache.update(layer, rotate(keys, *angles), values, columns, mask.shape[-1])
+        heads = self._qkv(x).view(batch, width, -1, self.head_dim).transpose(1, 2)
+        rotating, values = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        rotated = rotate(rotating, places.cosines, places.sines)
+        queries, keys = rotated.split((self.heads, self.kv_heads), dim=1)
+        all_keys, all_values = cache.update(layer, keys, values, places.columns, places.mask.shape[-1])
         seen = functional.scaled_dot_product_attention(
-            rotate(queries, *angles), all_keys, all_values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
+            queries, all_keys, all_values, attn_mask=places.mask, enable_gqa=self.heads != self.kv_heads
         )
         return self.o_proj(seen.transpose(1, 2).reshape(batch, width, -1))
 
@@ -90,13 +140,21 @@ class Mlp(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        size = config.intermediate_size
+        self._gate_up = JoinedLinear(config.hidden_size, (size, size), bias=config.mlp_bias)
+        self.gate_proj, self.up_proj = self._gate_up.parts
+        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to` and its kin go through."""
+        super()._apply(fn, recurse)
+        self._gate_up.join()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, W, hidden] → [B, W, hidden]."""
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        return self.down_proj(functional.silu(gate).mul_(up))
 
 
 class Layer(nn.Module):
@@ -133,21 +191,24 @@ class Transformer(nn.Module):
             dtype=weight.dtype,
         )
 
-    def forward(
-        self, x: Tensor, columns: Tensor, cache: KvCache, reach: int, positions: Tensor | None = None
-    ) -> Tensor:
+    def places(self, columns: Tensor, reach: int, positions: Tensor | None = None) -> Places:
+        """Where positions stand: columns [B, W] int64; each sees the columns up to and including its own.
+
+        The cache's dump column: the position is not kept and its output means nothing. reach: columns to look at,
+        `cache.reach` of the highest. positions [B, W] int64: what the rotation uses; the columns unless given
+        (model.md B.5).
+        """
+        cosines, sines = self.rope(columns if positions is None else positions)
+        mask = torch.arange(reach, device=columns.device) <= columns[:, None, :, None]
+        return Places(columns, cosines, sines, mask)
+
+    def forward(self, x: Tensor, places: Places, cache: KvCache) -> Tensor:
         """Runs new positions of some slots and keeps their keys and values.
 
-        x [B, W, hidden]; B rows of the cache. columns [B, W] int64: where each position goes in its row; it sees
-        columns up to and including its own. `cache.dump` there: the position is not kept and its output means
-        nothing. reach: columns to look at, `cache.reach` of the highest. positions [B, W] int64: what the rotation
-        uses; the columns unless given (model.md B.5).
-        Returns the states after the final norm, [B, W, hidden].
+        x [B, W, hidden]; B rows of the cache. Returns the states after the final norm, [B, W, hidden].
         """
-        angles = self.rope(columns if positions is None else positions)
-        mask = torch.arange(reach, device=x.device) <= columns[:, None, :, None]
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            x = x + layer.self_attn(layer.input_layernorm(x), angles, columns, mask, cache, index)
+            x = x + layer.self_attn(layer.input_layernorm(x), places, cache, index)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return self.norm(x)

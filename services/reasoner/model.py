@@ -80,7 +80,7 @@ class ReasonerModel(nn.Module):
 
         Padding of the chunk goes to the cache's dump column.
         """
-        hidden = self.stack(embeddings, columns, cache, reach)
+        hidden = self.stack(embeddings, self.stack.places(columns, reach), cache)
         return hidden.index_select(1, last)[:, 0]
 
     def next_token(self, hidden: Tensor) -> Tensor:
@@ -92,5 +92,6 @@ class ReasonerModel(nn.Module):
 
         A slot that sits out has the dump column.
         """
-        hidden = self.stack(self.embed_tokens(tokens)[:, None], columns[:, None], cache, reach)[:, 0]
+        places = self.stack.places(columns[:, None], reach)
+        hidden = self.stack(self.embed_tokens(tokens)[:, None], places, cache)[:, 0]
         return hidden, self.next_token(hidden)

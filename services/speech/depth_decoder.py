@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from services.inference.kv_cache import KvCache
 from services.inference.sampling import Draw, draw
-from services.inference.transformer import Transformer, TransformerConfig
+from services.inference.transformer import Places, Transformer, TransformerConfig
 
 DepthPositions = Literal["reference", "training"]
 
@@ -40,9 +40,15 @@ class DepthDecoder(nn.Module):
         )
         self._offset = 1 if positions == "reference" else 0
 
-    def cache(self, slots: int) -> KvCache:
+    def cache(self, slots: int) -> "DepthCache":
         """Room for one frame of every slot; it is overwritten frame by frame."""
-        return self.stack.cache(slots=slots, positions=self.config.codebook_count)
+        runs, column = [], 0
+        for run in range(self.config.codebook_count - 1):
+            width = 2 if run == 0 else 1
+            columns = torch.arange(column, column + width, device=self.codebook_head.device).expand(slots, width)
+            column += width
+            runs.append(self.stack.places(columns, column, (columns - self._offset).clamp(min=0)))
+        return DepthCache(self.stack.cache(slots=slots, positions=self.config.codebook_count), tuple(runs))
 
     def decode(
         self,
@@ -51,24 +57,28 @@ class DepthDecoder(nn.Module):
         code_embedding: nn.Embedding,
         code_count: int,
         how: Draw,
-        frame: Tensor,
-        cache: KvCache,
+        noise: Tensor | None,
+        cache: "DepthCache",
     ) -> Tensor:
-        """The frame's codes: hidden [S, input], first_codes [S], frame index [S] → [S, codebooks] int64.
+        """The frame's codes: hidden [S, input], first_codes [S] → [S, codebooks] int64.
 
         code_embedding: the table shared with the backbone, a block of logit_count rows for each codebook. Only codes
-        below code_count are drawn.
+        below code_count are drawn, with noise [S, codebooks, code_count].
         """
         codes = [first_codes]
         inputs = torch.stack((hidden, code_embedding(first_codes)), dim=1)
-        column = 0
-        for codebook in range(1, self.config.codebook_count):
-            width = inputs.shape[1]
-            columns = torch.arange(column, column + width, device=hidden.device).expand(hidden.shape[0], width)
-            positions = (columns - self._offset).clamp(min=0)
-            states = self.stack(self.projection(inputs), columns, cache, self.config.codebook_count, positions)
+        for codebook, places in enumerate(cache.runs, start=1):
+            states = self.stack(self.projection(inputs), places, cache.kv)
             logits = states[:, -1] @ self.codebook_head[codebook - 1]
-            codes.append(draw(logits[:, :code_count].float(), how, frame, codebook))
+            ours = None if noise is None else noise[:, codebook]
+            codes.append(draw(logits[:, :code_count].float(), how, ours))
             inputs = code_embedding(codes[-1] + codebook * self.config.logit_count)[:, None]
-            column += width
         return torch.stack(codes, dim=1)
+
+
+@dataclass(frozen=True)
+class DepthCache:
+    """Keys and values of the frame that is being decoded, and where each run of the stack stands: always alike."""
+
+    kv: KvCache
+    runs: tuple[Places, ...]

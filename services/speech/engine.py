@@ -273,9 +273,15 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         def device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(self.model.device)
 
-        how = Draw(device(temperature), device(top_k), device(seed))
+        ranked = _ranked([s.sampling for s in speaking], config.code_count)
+        how = Draw(device(temperature), device(top_k), device(seed), ranked)
         inputs = FrameInputs(
             device(previous), device(hidden), device(token), device(has_step), device(lead_columns), device(column),
             device(frame), how,
         )  # fmt: skip
         return inputs, highest
+
+
+def _ranked(samplings: list[Sampling], code_count: int) -> int:
+    """How many logits have to be ranked for the largest top_k; 0 when all are greedy."""
+    return max((s.top_k or code_count for s in samplings if s.temperature > 0), default=0)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from services.inference.kv_cache import KvCache
-from services.inference.sampling import Draw, draw
+from services.inference.sampling import Draw, draw, gumbel_noise
 from services.inference.transformer import TransformerConfig, transformer_config
 from services.speech.backbone import Backbone
-from services.speech.depth_decoder import DepthDecoder, DepthDecoderConfig, DepthPositions
+from services.speech.depth_decoder import DepthCache, DepthDecoder, DepthDecoderConfig, DepthPositions
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,11 @@ class SpeechModel(nn.Module):
 
     def prefill(self, embeddings: Tensor, columns: Tensor, cache: KvCache, reach: int) -> None:
         """Runs a chunk of a voice prompt: embeddings [1, C, hidden], columns [1, C]; padding goes to the dump."""
-        self.backbone.stack(embeddings, columns, cache, reach)
+        stack = self.backbone.stack
+        stack(embeddings, stack.places(columns, reach), cache)
 
     def next_frames(
-        self, inputs: FrameInputs, cache: KvCache, depth_cache: KvCache, reach: int, *, any_step: bool
+        self, inputs: FrameInputs, cache: KvCache, depth_cache: DepthCache, reach: int, *, any_step: bool
     ) -> Tensor:
         """One frame of every slot: the codes [S, codebooks] int64.
 
@@ -117,13 +118,16 @@ class SpeechModel(nn.Module):
         slot has one (any_step False), then the one position of each slot that predicts. A slot's result does not
         depend on whether its neighbours are fed a step.
         """
+        stack = self.backbone.stack
         spoken = self.embed_frames(inputs.previous)
         if any_step:
             lead = torch.stack((spoken, inputs.hidden.to(self.dtype)), dim=1)
-            self.backbone.stack(lead, inputs.lead_columns, cache, reach)
+            stack(lead, stack.places(inputs.lead_columns, reach), cache)
         last = torch.where(inputs.has_step[:, None], self.text_embedding(inputs.token), spoken)
-        hidden = self.backbone.stack(last[:, None], inputs.column[:, None], cache, reach)[:, 0]
-        first = draw(self.backbone.first_logits(hidden, self.config.code_count), inputs.how, inputs.frame, codebook=0)
+        hidden = stack(last[:, None], stack.places(inputs.column[:, None], reach), cache)[:, 0]
+        logits = self.backbone.first_logits(hidden, self.config.code_count)
+        noise = gumbel_noise(inputs.how, inputs.frame, self.config.codebook_count, self.config.code_count)
+        first = draw(logits, inputs.how, None if noise is None else noise[:, 0])
         return self.depth_decoder.decode(
-            hidden, first, self.code_embedding, self.config.code_count, inputs.how, inputs.frame, depth_cache
+            hidden, first, self.code_embedding, self.config.code_count, inputs.how, noise, depth_cache
         )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from services.inference.rope import Rope, RopeSettings, rope_settings, rotate
 
@@ -77,7 +77,33 @@ def test_angles_equal_those_of_transformers(kind: str, head_dim: int) -> None:
     cosines, sines = Rope(settings)(positions)
     expected_cosines, expected_sines = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     torch.testing.assert_close(cosines[:, 0], expected_cosines, rtol=0, atol=1e-6)
-    torch.testing.assert_close(sines[:, 0], expected_sines, rtol=0, atol=1e-6)
+    # The first half is signed for `rotate`, which adds where the formula subtracts.
+    signs = torch.tensor([-1.0, 1.0]).repeat_interleave(head_dim // 2)
+    torch.testing.assert_close(sines[:, 0], signs * expected_sines, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_dim", [12, 64])
+def test_rotation_equals_that_of_transformers(head_dim: int) -> None:
+    rope = Rope(read(SPELLINGS["plain"][0], head_dim))
+    positions = torch.tensor([[0, 1, 2, 7, 500], [2047, 5, 5, 0, 1]])
+    cosines, sines = rope(positions)
+    angles = positions[..., None].float() * rope.inverse_frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    queries, keys = torch.randn(2, 2, 3, 5, head_dim, generator=torch.Generator().manual_seed(0))
+    expected = apply_rotary_pos_emb(queries, keys, angles.cos(), angles.sin())
+    for x, rotated in zip((queries, keys), expected, strict=True):
+        torch.testing.assert_close(rotate(x, cosines, sines), rotated, rtol=0, atol=1e-5)
+
+
+def test_rotation_leaves_its_input_and_the_angles_as_they_were() -> None:
+    """The angles are shared by all layers of a run."""
+    given = (
+        torch.randn(1, 2, 4, 16, generator=torch.Generator().manual_seed(0)),
+        *Rope(read({}))(torch.arange(4)[None]),
+    )
+    before = [tensor.clone() for tensor in given]
+    rotate(*given)
+    assert all(tensor.equal(copy) for tensor, copy in zip(given, before, strict=True))
 
 
 def test_the_two_published_rules_are_one() -> None:

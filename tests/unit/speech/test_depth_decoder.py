@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from services.inference.sampling import Draw
+from services.inference.sampling import Draw, gumbel_noise
 from services.inference.transformer import transformer_config
 from services.speech.depth_decoder import DepthDecoder, DepthDecoderConfig, DepthPositions
 from services.speech.model import SpeechModel
@@ -36,9 +36,8 @@ class Pair:
 
     def decode(self, hidden: Tensor, first_codes: Tensor, how: Draw | None = None) -> Tensor:
         cache = self.ours.cache(len(hidden))
-        frame = torch.zeros(len(hidden), dtype=torch.int64)
         how = how or greedy(len(hidden))
-        return self.ours.decode(hidden, first_codes, self.code_embedding, CODES, how, frame, cache)
+        return self.ours.decode(hidden, first_codes, self.code_embedding, CODES, how, noise_of(how), cache)
 
     def explicit_logits(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Logits of codebooks 1.. in one forward over a whole frame: hidden [S, input], codes [S, 8] → [S, 7, logits].
@@ -59,7 +58,11 @@ class Pair:
 
 def greedy(rows: int) -> Draw:
     zeros = torch.zeros(rows, dtype=torch.int64)
-    return Draw(torch.zeros(rows), zeros, zeros)
+    return Draw(torch.zeros(rows), zeros, zeros, 0)
+
+
+def noise_of(how: Draw, frame: int = 0) -> Tensor | None:
+    return gumbel_noise(how, torch.full_like(how.seed, frame), CODEBOOKS, CODES)
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +125,10 @@ def test_the_two_ways_of_positions_differ() -> None:
 def test_a_frame_is_the_same_in_any_row_and_after_any_other_frame() -> None:
     made = pair("reference", 4, 2, 8, 2)
     hidden, first = frames(12)
-    alone, cache, frame = made.decode(hidden, first), made.ours.cache(12), torch.zeros(12, dtype=torch.int64)
+    alone, cache = made.decode(hidden, first), made.ours.cache(12)
     for shift in range(3):
         order = torch.arange(12).roll(shift)
-        codes = made.ours.decode(hidden[order], first[order], made.code_embedding, CODES, greedy(12), frame, cache)
+        codes = made.ours.decode(hidden[order], first[order], made.code_embedding, CODES, greedy(12), None, cache)
         assert codes.equal(alone[order])
 
 
@@ -134,7 +137,7 @@ def test_codes_without_a_sound_are_never_drawn() -> None:
     hidden, first = frames(200)
     head = made.ours.codebook_head
     head[:, :, CODES:] = 1e4 * torch.randn(head[:, :, CODES:].shape, generator=torch.Generator().manual_seed(1))
-    sampled = Draw(torch.full((200,), 2.0), torch.zeros(200, dtype=torch.int64), torch.arange(200))
+    sampled = Draw(torch.full((200,), 2.0), torch.zeros(200, dtype=torch.int64), torch.arange(200), CODES)
     for how in (greedy(200), sampled):
         codes = made.decode(hidden, first, how)
         assert int(codes.max()) < CODES
@@ -156,13 +159,10 @@ def test_sampled_codes_hang_on_their_own_row_alone() -> None:
     made = pair("reference", 4, 2, 8, 2)
     hidden, first = frames(6)
     seeds = torch.tensor([1, 2, 3, 4, 5, 2**62])
-    how = Draw(torch.full((6,), 0.9), torch.full((6,), 20), seeds)
-    together, frame = made.decode(hidden, first, how), torch.zeros(6, dtype=torch.int64)
+    how = Draw(torch.full((6,), 0.9), torch.full((6,), 20), seeds, 20)
+    together = made.decode(hidden, first, how)
     swapped = torch.tensor([3, 1, 5, 0, 4, 2])
-    how = Draw(how.temperature, how.top_k, seeds[swapped])
-    codes = made.ours.decode(
-        hidden[swapped], first[swapped], made.code_embedding, CODES, how, frame, made.ours.cache(6)
-    )
-    assert codes.equal(together[swapped])
-    other = made.ours.decode(hidden, first, made.code_embedding, CODES, how, frame + 1, made.ours.cache(6))
+    moved = Draw(how.temperature, how.top_k, seeds[swapped], 20)
+    assert made.decode(hidden[swapped], first[swapped], moved).equal(together[swapped])
+    other = made.ours.decode(hidden, first, made.code_embedding, CODES, how, noise_of(how, frame=1), made.ours.cache(6))
     assert not other.equal(together)

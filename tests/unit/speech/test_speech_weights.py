@@ -186,8 +186,8 @@ def depth_codes(model: SpeechModel, hidden: Tensor, first: Tensor) -> Tensor:
     from services.inference.sampling import Draw
 
     zeros = torch.zeros(len(hidden), dtype=torch.int64)
-    how, cache = Draw(torch.zeros(len(hidden)), zeros, zeros), model.depth_decoder.cache(len(hidden))
-    return model.depth_decoder.decode(hidden, first, model.code_embedding, model.config.code_count, how, zeros, cache)
+    how, cache = Draw(torch.zeros(len(hidden)), zeros, zeros, 0), model.depth_decoder.cache(len(hidden))
+    return model.depth_decoder.decode(hidden, first, model.code_embedding, model.config.code_count, how, None, cache)
 
 
 def test_a_model_is_loaded_for_inference_in_the_asked_precision(golden_checkpoint: Checkpoint) -> None:
