@@ -179,7 +179,11 @@ async def test_frames_are_golden(server: Server, golden_case: GoldenCase) -> Non
     assert reply.frames == golden_case.frames
     assert [answer.frame.index for answer in all_answers[1:-1]] == list(range(len(reply.frames)))
     assert reply.finished.transcript_token_ids == golden_case.expected["voice_text_ids"].reshape(-1).tolist()
-    assert reply.finished.frame_count == len(reply.frames)
+    steps = len(golden_case.tokens)
+    assert [answer.frame.step_count for answer in all_answers[1:-1]] == [
+        min(index // 2 + 1, steps) for index in range(len(reply.frames))
+    ]
+    assert (reply.finished.frame_count, reply.finished.step_count) == (len(reply.frames), steps)
     assert reply.finished.reason == (LENGTH if len(reply.frames) == golden_case.maximum_frame_count else STOP)
     assert reply.finished.first_frame_seconds > 0
     assert (reply.opened.hidden_size, reply.opened.context_length) == (HIDDEN, 1024)

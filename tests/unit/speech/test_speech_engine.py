@@ -93,6 +93,9 @@ async def test_frames_are_golden(speech_engine: Running, golden_case: GoldenCase
     assert stream.transcript_ids == golden_case.expected["voice_text_ids"].reshape(-1).tolist()
     assert [frame.codes for frame in frames] == golden_case.frames
     assert [frame.index for frame in frames] == list(range(len(frames)))
+    fed = [min(index // 2 + 1, len(golden_case.tokens)) for index in range(len(frames))]
+    assert [frame.step_count for frame in frames] == fed
+    assert stream.step_count == len(golden_case.tokens)
     assert stream.frame_count == len(frames)
     assert stream.finish_reason == ("length" if len(frames) == golden_case.maximum_frame_count else "stop")
 
