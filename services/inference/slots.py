@@ -74,6 +74,7 @@ class Stream(Generic[In, Out]):
     async def __anext__(self) -> Out:
         item = await self._outbox.get()
         if isinstance(item, _End):
+            self._outbox.put_nowait(item)  # whoever asks again is told again
             raise StopAsyncIteration
         if isinstance(item, BaseException):
             raise item

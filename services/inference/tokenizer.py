@@ -7,6 +7,8 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+from services.inference.checkpoint import CheckpointError
+
 
 class SpecialTokenInText(ValueError):
     """A text holds a special token: it could end the turn or stand for audio that is not there."""
@@ -16,12 +18,20 @@ class Tokenizer:
     """Text to token ids and back. The class is fixed here, so no code that a checkpoint names is ever run."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        try:
+            self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}: the tokenizer can't be read: {error}") from error
         self._special = sorted(
             token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special
         )
         # In a byte-level vocabulary a character stands for a byte.
         self.longest_token_bytes = max(map(len, self._tokenizer.get_vocab()))
+
+    def check_fits(self, vocabulary_size: int) -> None:
+        """Raises CheckpointError when a text could give a token that the model's tables have no row for."""
+        if (largest := max(self._tokenizer.get_vocab().values())) >= vocabulary_size:
+            raise CheckpointError(f"the tokenizer has token {largest}; config.json says vocab_size {vocabulary_size}")
 
     def refuse_special_tokens(self, text: str) -> None:
         """Raises SpecialTokenInText when a caller's text has one."""

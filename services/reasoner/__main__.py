@@ -25,9 +25,11 @@ def build(settings: ReasonerSettings) -> ReasonerEngine:
     checkpoint = open_checkpoint(settings.checkpoint)
     device = resolve_device(settings.device)
     model = weights.load(checkpoint, device, resolve_dtype(settings.dtype, device))
+    tokenizer = Tokenizer(checkpoint.folder)
+    tokenizer.check_fits(model.config.vocabulary_size)
     return ReasonerEngine(
         model,
-        Tokenizer(checkpoint.folder),
+        tokenizer,
         MelFeatures(checkpoint.folder),
         slot_count=settings.slots,
         queue_limit=settings.queue_limit,

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
+from services.inference.checkpoint import CheckpointError
+
 
 class MelFeatures:
     """The checkpoint's feature extractor, without the silence up to 300 s that the reference pads every clip with."""
 
     def __init__(self, folder: Path) -> None:
-        self._extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        try:
+            self._extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder}: preprocessor_config.json can't be read: {error}") from error
         self.sample_rate_hz = int(self._extractor.sampling_rate)
         self.hop = int(self._extractor.hop_length)
 

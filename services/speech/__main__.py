@@ -33,9 +33,11 @@ def build(settings: SpeechSettings) -> SpeechEngine:
         depth_positions=settings.depth_positions,
         rope_scaling=settings.rope_scaling,
     )
+    tokenizer = Tokenizer(checkpoint.folder)
+    tokenizer.check_fits(model.config.vocabulary_size)
     return SpeechEngine(
         model,
-        Tokenizer(checkpoint.folder),
+        tokenizer,
         slot_count=settings.slots,
         queue_limit=settings.queue_limit,
         context_length=settings.resolve_context_length(model.config.backbone.rope.max_positions),

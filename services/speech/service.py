@@ -10,7 +10,7 @@ import grpc
 from chroma_mesh.speech.v1 import speech_pb2, speech_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import Cancelled, InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import check_frame, decode_tensor
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechStep, SpeechStream, Voice
@@ -158,7 +158,15 @@ class StepFeed:
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Returns when the client half-closes after `end`."""
+        """Returns when the client half-closes after `end`, or in any way once the reply is spoken."""
+        try:
+            await self._feed()
+        except Cancelled:
+            if not self._stream.done:
+                raise
+        self._ended.set()
+
+    async def _feed(self) -> None:
         index = IndexCheck("step.index")
         text_ended = False
         async for _, step in self._reader:

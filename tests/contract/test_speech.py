@@ -501,3 +501,15 @@ async def test_health_answers_while_a_prefill_runs(server: Server, golden_cases:
         assert not reply.done()
         gate.opened.set()
         assert (await reply).frames == case.frames
+
+
+async def test_a_reply_that_ends_before_its_steps_ends_well_however_the_client_leaves(server: Server) -> None:
+    call = server.stub.GenerateFrames(timeout=DEADLINE_SECONDS)
+    for request in (opening(max_frame_count=2), STEP):
+        await call.write(request)
+    while (answer := await call.read()).WhichOneof("payload") != "finished":
+        assert answer is not grpc.aio.EOF
+    await call.done_writing()  # without `end`: nothing that could still be said is wanted
+    assert await rest(call) == []
+    assert await call.code() is StatusCode.OK
+    assert (answer.finished.frame_count, answer.finished.step_count) == (2, 1)

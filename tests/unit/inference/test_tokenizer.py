@@ -1,9 +1,12 @@
 """The tokenizer: no special token gets in through a text, and text comes out token by token, whole."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.inference.checkpoint import CheckpointError
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
 
 SPECIAL = [
@@ -117,3 +120,16 @@ def test_a_conversation_is_rendered_ready_for_the_reply(tokenizer: Tokenizer) ->
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\na<|audio_bos|><|AUDIO|><|audio_eos|><|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_a_vocabulary_beyond_the_models_tables_is_refused(tokenizer: Tokenizer) -> None:
+    tokenizer.check_fits(448)
+    largest = max(tokenizer._tokenizer.get_vocab().values())
+    tokenizer.check_fits(largest + 1)
+    with pytest.raises(CheckpointError, match=f"token {largest}; .*vocab_size {largest}"):
+        tokenizer.check_fits(largest)
+
+
+def test_a_folder_without_a_tokenizer_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="tokenizer can't be read"):
+        Tokenizer(tmp_path)
