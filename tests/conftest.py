@@ -141,7 +141,7 @@ def golden_case(request: pytest.FixtureRequest, golden_cases: dict[str, GoldenCa
 @pytest.fixture(scope="session")
 def golden_checkpoint() -> "Checkpoint":
     """The checkpoint of the golden cases."""
-    from services.inference.checkpoint import open_checkpoint
+    from services.inference.checkpoint_spec import open_checkpoint
 
     return open_checkpoint(str(GOLDEN / "checkpoint"))
 
@@ -274,7 +274,7 @@ def rewritten(golden_checkpoint: "Checkpoint", tmp_path: Path) -> "Callable[...,
     """Stores the golden checkpoint again after `change(tensors, config)`, and opens the copy."""
     from safetensors.torch import load_file, save_file
 
-    from services.inference.checkpoint import open_checkpoint
+    from services.inference.checkpoint_spec import open_checkpoint
 
     def rewrite(change: "Callable[[dict[str, Tensor], dict[str, Any]], None]") -> "Checkpoint":
         tensors = load_file(golden_checkpoint.folder / "model.safetensors")

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.checkpoints.writer import plan, write
-from services.inference.checkpoint import RANDOM, CheckpointError
-from services.inference.random_checkpoint import RandomCheckpoint
+from services.inference.checkpoint import CheckpointError
+from services.inference.random_checkpoint import RANDOM, RandomCheckpoint
 
 app = typer.Typer(add_completion=False)
 

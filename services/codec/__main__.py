@@ -10,7 +10,7 @@ from services.codec.engine import CodecEngine
 from services.codec.metrics import CodecMetrics
 from services.codec.service import SERVICE_NAME, CodecService
 from services.codec.settings import CodecSettings
-from services.inference.checkpoint import open_checkpoint
+from services.inference.checkpoint_spec import open_checkpoint
 from services.inference.device import resolve_device
 from services.runtime.settings import load
 from services.stage.process import serve_stage

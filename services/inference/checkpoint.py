@@ -19,7 +19,6 @@ MODEL_TYPE = "chroma"
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-RANDOM = "random:"
 
 LISTED_PER_KIND = 20
 FLOATING = {"F64", "F32", "F16", "BF16"}
@@ -55,15 +54,6 @@ class Checkpoint(Protocol):
         `foreign` are the prefixes of the other stages. Raises CheckpointError with all that is missing, unexpected or
         of another shape.
         """
-
-
-def open_checkpoint(spec: str) -> Checkpoint:
-    """Open a directory in the published layout, or `random:<shape>[:<seed>]`; raises CheckpointError."""
-    if spec.startswith(RANDOM):
-        from services.inference.random_checkpoint import RandomCheckpoint
-
-        return RandomCheckpoint.parse(spec)
-    return StoredCheckpoint(Path(spec))
 
 
 def section(config: Mapping[str, Any], *path: str) -> Any:
@@ -137,7 +127,7 @@ class StoredCheckpoint:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             kind = "not a directory" if folder.exists() else "no such directory"
-            raise CheckpointError(f"{folder}: {kind}; a checkpoint is a directory or {RANDOM}<shape>[:<seed>]")
+            raise CheckpointError(f"{folder}: {kind}; a checkpoint is a directory or random:<shape>[:<seed>]")
         self.folder = folder
         self.config = read_config(folder)
         if (folder / INDEX).is_file():

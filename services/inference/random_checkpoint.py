@@ -19,6 +19,7 @@ from torch import nn
 
 from services.inference.checkpoint import CheckpointError, read_config, section, targets
 
+RANDOM = "random:"
 SHAPES = Path(__file__).parent / "shapes"
 SPEC = re.compile(r"random:(?P<shape>[^:]+)(?::(?P<seed>\d{1,18}))?")
 

@@ -5,7 +5,7 @@ import sys
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from services.inference.checkpoint import open_checkpoint
+from services.inference.checkpoint_spec import open_checkpoint
 from services.inference.device import resolve_device, resolve_dtype
 from services.inference.tokenizer import Tokenizer
 from services.reasoner import weights

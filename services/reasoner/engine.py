@@ -2,12 +2,13 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from services.inference.prefill import chunks
 from services.inference.slots import Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, TextStream, Tokenizer
 from services.reasoner.features import MelFeatures
@@ -73,13 +74,11 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         """Runs each kind of step once into the dump column, so that the first caller does not pay for first times."""
         device, hop = self.model.device, self.features.hop
         mel = self.features.extract(np.zeros(self.model.config.mel_block * hop, np.float32)).to(device)
-        piece = self.model.encode_block(mel)[:1].expand(1, self.prefill_chunk, -1)
-        columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
-        last = torch.zeros(1, dtype=torch.int64, device=device)
-        reach = self.cache.reach(0)
-        self.model.next_token(self.model.prefill(piece, columns, last, self.cache.slot(0), reach))
+        (chunk,) = chunks(self.model.encode_block(mel)[:1], self.prefill_chunk, self.cache)
+        nowhere = replace(chunk, columns=torch.full_like(chunk.columns, self.cache.dump))
+        self.model.next_token(self.model.prefill(nowhere, self.cache.slot(0)))
         tokens = torch.zeros(self.slot_count, dtype=torch.int64, device=device)
-        self.model.decode(tokens, torch.full_like(tokens, self.cache.dump), self.cache, reach)
+        self.model.decode(tokens, torch.full_like(tokens, self.cache.dump), self.cache, chunk.reach)
 
     def join(self, stream: ReasonerStream) -> None:
         """A slot needs no preparation: what an earlier stream left in it is never seen."""
@@ -140,10 +139,9 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         if clips:
             embeddings[ids == self.model.config.audio_token_id] = torch.cat(clips).to(embeddings.dtype)
         hidden = embeddings[:1]
-        for start in range(0, len(ids), self.prefill_chunk):
-            hidden = self._prefill_chunk(stream, embeddings[start : start + self.prefill_chunk], start)
-            if start + self.prefill_chunk < len(ids):
-                yield
+        for chunk in chunks(embeddings, self.prefill_chunk, self.cache):
+            yield
+            hidden = self.model.prefill(chunk, self.cache.slot(stream.slot))
         stream.column = len(ids)
         tokens = self.model.next_token(hidden)
         self._emit(stream, int(tokens[0]), hidden[0].float().cpu().numpy())
@@ -161,17 +159,6 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
                 f"expected fewer than the context of {self.context_length}"
             )
         return prompt
-
-    def _prefill_chunk(self, stream: ReasonerStream, piece: torch.Tensor, start: int) -> torch.Tensor:
-        """Every chunk has the same shape, so that a position's result does not depend on the prompt's length."""
-        count, device = len(piece), self.model.device
-        padded = piece.new_zeros((1, self.prefill_chunk, piece.shape[1]))
-        padded[0, :count] = piece
-        columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
-        columns[0, :count] = torch.arange(start, start + count, device=device)
-        last = torch.tensor([count - 1], device=device)
-        reach = self.cache.reach(start + count - 1)
-        return self.model.prefill(padded, columns, last, self.cache.slot(stream.slot), reach)
 
     def _decode(self, writing: list[ReasonerStream]) -> None:
         tokens = torch.zeros(self.slot_count, dtype=torch.int64)

@@ -9,6 +9,7 @@ from transformers import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from services.inference.kv_cache import KvCache
+from services.inference.prefill import Chunk
 from services.inference.transformer import Transformer, TransformerConfig, transformer_config
 
 
@@ -75,13 +76,10 @@ class ReasonerModel(nn.Module):
         encoded: Tensor = self.audio_encoder(input_features=mel, feature_lens=length).last_hidden_state
         return encoded
 
-    def prefill(self, embeddings: Tensor, columns: Tensor, last: Tensor, cache: KvCache, reach: int) -> Tensor:
-        """Runs a chunk of a prompt: embeddings [1, C, hidden], columns [1, C] → state at index `last` [1], [1, hidden].
-
-        Padding of the chunk goes to the cache's dump column.
-        """
-        hidden = self.stack(embeddings, self.stack.places(columns, reach), cache)
-        return hidden.index_select(1, last)[:, 0]
+    def prefill(self, chunk: Chunk, cache: KvCache) -> Tensor:
+        """Runs a chunk of a prompt in one slot's cache → the state at its last position, [1, hidden]."""
+        hidden = self.stack(chunk.embeddings, self.stack.places(chunk.columns, chunk.reach), cache)
+        return hidden.index_select(1, chunk.last)[:, 0]
 
     def next_token(self, hidden: Tensor) -> Tensor:
         """The most likely token after each state: hidden [B, hidden] → [B] int64."""

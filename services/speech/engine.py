@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from services.inference.prefill import chunks
 from services.inference.sampling import Draw
 from services.inference.slots import Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
@@ -124,13 +125,12 @@ class SpeechEngine(SlotEngine[SpeechStream]):
     @torch.inference_mode()
     def warm(self) -> None:
         """Runs each kind of step once into the dump column, so that the first caller does not pay for first times."""
-        device = self.model.device
-        columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
-        piece = torch.zeros((1, self.prefill_chunk, self.model.config.backbone.hidden_size), device=device)
-        reach = self.cache.reach(0)
-        self.model.prefill(piece.to(self.model.dtype), columns, self.cache.slot(0), reach)
+        one = torch.zeros((1, self.model.config.backbone.hidden_size), device=self.model.device, dtype=self.model.dtype)
+        (chunk,) = chunks(one, self.prefill_chunk, self.cache)
+        nowhere = replace(chunk, columns=torch.full_like(chunk.columns, self.cache.dump))
+        self.model.prefill(nowhere, self.cache.slot(0))
         inputs, _ = self._inputs([])
-        self.model.next_frames(inputs, self.cache, self.depth_cache, reach, any_step=True)
+        self.model.next_frames(inputs, self.cache, self.depth_cache, chunk.reach, any_step=True)
 
     def join(self, stream: SpeechStream) -> None:
         """Starts the prefill of the voice prompt."""
@@ -165,21 +165,14 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         self._prefilling.remove(stream)
 
     def _prefill(self, stream: SpeechStream) -> Iterator[None]:
-        """Runs the voice prompt; yields between chunks. Every chunk has the same shape, however long the prompt is."""
+        """Runs the voice prompt; yields before each chunk."""
         device = self.model.device
         transcript = torch.tensor(stream.transcript_ids, dtype=torch.int64, device=device)
         frames = torch.tensor(stream.voice.frames, dtype=torch.int64, device=device)
         prompt = self.model.embed_voice(transcript, frames)
-        for start in range(0, len(prompt), self.prefill_chunk):
-            if start:
-                yield
-            piece = prompt[start : start + self.prefill_chunk]
-            padded = piece.new_zeros((1, self.prefill_chunk, piece.shape[1]))
-            padded[0, : len(piece)] = piece
-            columns = torch.full((1, self.prefill_chunk), self.cache.dump, device=device)
-            columns[0, : len(piece)] = torch.arange(start, start + len(piece), device=device)
-            reach = self.cache.reach(start + len(piece) - 1)
-            self.model.prefill(padded, columns, self.cache.slot(stream.slot), reach)
+        for chunk in chunks(prompt, self.prefill_chunk, self.cache):
+            yield
+            self.model.prefill(chunk, self.cache.slot(stream.slot))
         stream.column = len(prompt)
 
     def _fed(self, stream: SpeechStream) -> bool:

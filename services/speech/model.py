@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from services.inference.kv_cache import KvCache
+from services.inference.prefill import Chunk
 from services.inference.sampling import Draw, draw, gumbel_noise
 from services.inference.transformer import TransformerConfig, transformer_config
 from services.speech.backbone import Backbone
@@ -104,10 +105,10 @@ class SpeechModel(nn.Module):
         spoken = self.embed_frames(frames)
         return torch.cat((text, spoken, torch.zeros_like(text[:1])))
 
-    def prefill(self, embeddings: Tensor, columns: Tensor, cache: KvCache, reach: int) -> None:
-        """Runs a chunk of a voice prompt: embeddings [1, C, hidden], columns [1, C]; padding goes to the dump."""
+    def prefill(self, chunk: Chunk, cache: KvCache) -> None:
+        """Runs a chunk of a voice prompt in one slot's cache."""
         stack = self.backbone.stack
-        stack(embeddings, stack.places(columns, reach), cache)
+        stack(chunk.embeddings, stack.places(chunk.columns, chunk.reach), cache)
 
     def next_frames(
         self, inputs: FrameInputs, cache: KvCache, depth_cache: DepthCache, reach: int, *, any_step: bool

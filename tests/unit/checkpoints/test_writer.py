@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from services.checkpoints.__main__ import app
 from services.checkpoints.writer import Plan, plan, write
 from services.codec.weights import load as load_codec
-from services.inference.checkpoint import INDEX, Checkpoint, CheckpointError, open_checkpoint
+from services.inference.checkpoint import INDEX, Checkpoint, CheckpointError
+from services.inference.checkpoint_spec import open_checkpoint
 from services.inference.random_checkpoint import SHAPES, RandomCheckpoint
 from services.reasoner.weights import load as load_reasoner
 from services.speech.weights import load as load_speech

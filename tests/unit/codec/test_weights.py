@@ -13,7 +13,8 @@ from transformers import MimiModel
 
 from services.codec import weights
 from services.codec.weights import published_tensors, read_config, stored_names
-from services.inference.checkpoint import CheckpointError, StoredCheckpoint, open_checkpoint
+from services.inference.checkpoint import CheckpointError, StoredCheckpoint
+from services.inference.checkpoint_spec import open_checkpoint
 
 CPU = torch.device("cpu")
 

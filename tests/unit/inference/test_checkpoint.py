@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from services.inference.checkpoint import Checkpoint, CheckpointError, open_checkpoint, section
+from services.inference.checkpoint import Checkpoint, CheckpointError, section
+from services.inference.checkpoint_spec import open_checkpoint
 
 INDEX = "model.safetensors.index.json"
 CONFIG = {"model_type": "chroma", "backbone_config": {"hidden_size": 4}}

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from services.inference.checkpoint import CheckpointError, open_checkpoint
+from services.inference.checkpoint import CheckpointError
+from services.inference.checkpoint_spec import open_checkpoint
 from services.inference.random_checkpoint import SHAPES, RandomCheckpoint, known_shapes, normal
 
 CPU = torch.device("cpu")
