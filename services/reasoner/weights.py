@@ -36,7 +36,8 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Re
     with blank_modules(device, dtype):
         model = ReasonerModel(read_config(checkpoint.config))
     names = {name: [published] for name, published in _published(model).items()}
-    if section(checkpoint.config, "thinker_config", "text_config").get("tie_word_embeddings"):
+    thinker = section(checkpoint.config, "thinker_config")
+    if thinker.get("tie_word_embeddings") or thinker["text_config"].get("tie_word_embeddings"):
         names["lm_head.weight"].append(names["embed_tokens.weight"][0])
     checkpoint.fill(model, names, own=_OWN, foreign=_FOREIGN, unused=_UNUSED)
     return model.eval().requires_grad_(False)

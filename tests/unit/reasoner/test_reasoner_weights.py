@@ -84,8 +84,12 @@ def test_a_tied_head_is_the_embedding_unless_it_is_stored(rewritten: Rewrite, re
     def tie_and_store(_: dict[str, Tensor], config: dict[str, Any]) -> None:
         config["thinker_config"]["text_config"]["tie_word_embeddings"] = True
 
-    tied = load(rewritten(tie))
-    assert tied.lm_head.weight.equal(reasoner_model.embed_tokens.weight)
+    def tie_the_whole(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        config["thinker_config"]["tie_word_embeddings"] = True
+        del tensors["thinker.lm_head.weight"]
+
+    for way in (tie, tie_the_whole):
+        assert load(rewritten(way)).lm_head.weight.equal(reasoner_model.embed_tokens.weight)
     assert load(rewritten(tie_and_store)).lm_head.weight.equal(reasoner_model.lm_head.weight)
 
 
