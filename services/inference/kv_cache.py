@@ -38,6 +38,11 @@ class KvCache:
         """A view of one row."""
         return KvCache(self.keys[:, index : index + 1], self.values[:, index : index + 1])
 
+    def clear(self) -> None:
+        """Forgets everything: a mask hides a number from a product, but not what is no number."""
+        self.keys.zero_()
+        self.values.zero_()
+
     def reach(self, column: int) -> int:
         """How many columns a step must look at whose highest column is `column`: few sizes, so few shapes.
 

@@ -25,6 +25,10 @@ class Refused(ValueError):
     """An input that the engine can't take; the message says what was expected and what came."""
 
 
+class NotFinite(ArithmeticError):
+    """A model's state has a value that is no number: nothing that follows from it means anything."""
+
+
 class _End:
     """Closes a stream's outbox."""
 

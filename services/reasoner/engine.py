@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from services.inference.prefill import chunks
-from services.inference.slots import Refused, SlotEngine, Stream
+from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, TextStream, Tokenizer
 from services.reasoner.features import MelFeatures
 from services.reasoner.model import ReasonerModel, audio_token_count
@@ -177,6 +177,11 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
     def _emit(self, stream: ReasonerStream, token: int, hidden: np.ndarray) -> None:
         """Sends a step, unless another replica has sent it, and ends the stream where the reply ends."""
         index = stream.step_count
+        if not np.isfinite(hidden).all():
+            # Whoever has the slot next must not inherit it.
+            self.cache.slot(stream.slot).clear()
+            stream.fail(NotFinite(f"the reasoner's state is not finite at step {index}"))
+            return
         resumed = index < len(stream.resumed)
         stream.token = stream.resumed[index] if resumed else token
         stream.step_count += 1

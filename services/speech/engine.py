@@ -11,11 +11,11 @@ from torch import Tensor
 
 from services.inference.prefill import chunks
 from services.inference.sampling import Draw
-from services.inference.slots import Refused, SlotEngine, Stream
+from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
 from services.speech.end_of_speech import judge
 from services.speech.interleave import Interleave, Next, positions_needed
-from services.speech.model import FrameInputs, SpeechModel
+from services.speech.model import NO_CODE, FrameInputs, SpeechModel
 
 Codes = list[int]
 
@@ -207,7 +207,13 @@ class SpeechEngine(SlotEngine[SpeechStream]):
             inputs, self.cache, self.depth_cache, self.cache.reach(highest), any_step=any_step
         ).tolist()
         for stream in speaking:
-            self._spoken(stream, codes[stream.slot])
+            if NO_CODE in codes[stream.slot]:
+                # Whoever has the slot next must not inherit it.
+                self.cache.slot(stream.slot).clear()
+                self.depth_cache.kv.slot(stream.slot).clear()
+                stream.fail(NotFinite(f"the backbone's state is not finite at frame {stream.frame_count}"))
+            else:
+                self._spoken(stream, codes[stream.slot])
 
     def _spoken(self, stream: SpeechStream, codes: Codes) -> None:
         """Keeps and sends a predicted frame, and ends the stream where speech ends."""

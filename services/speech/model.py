@@ -13,6 +13,8 @@ from services.inference.transformer import TransformerConfig, transformer_config
 from services.speech.backbone import Backbone
 from services.speech.depth_decoder import DepthCache, DepthDecoder, DepthDecoderConfig, DepthPositions
 
+NO_CODE = -1
+
 
 @dataclass(frozen=True)
 class SpeechConfig:
@@ -113,7 +115,7 @@ class SpeechModel(nn.Module):
     def next_frames(
         self, inputs: FrameInputs, cache: KvCache, depth_cache: DepthCache, reach: int, *, any_step: bool
     ) -> Tensor:
-        """One frame of every slot: the codes [S, codebooks] int64.
+        """One frame of every slot: the codes [S, codebooks] int64, NO_CODE where the backbone's state is not finite.
 
         Two backbone calls of fixed width: first the positions that only lead up to a step's token, left out when no
         slot has one (any_step False), then the one position of each slot that predicts. A slot's result does not
@@ -129,6 +131,7 @@ class SpeechModel(nn.Module):
         logits = self.backbone.first_logits(hidden, self.config.code_count)
         noise = gumbel_noise(inputs.how, inputs.frame, self.config.codebook_count, self.config.code_count)
         first = draw(logits, inputs.how, None if noise is None else noise[:, 0])
-        return self.depth_decoder.decode(
+        codes = self.depth_decoder.decode(
             hidden, first, self.code_embedding, self.config.code_count, inputs.how, noise, depth_cache
         )
+        return torch.where(hidden.isfinite().all(dim=-1, keepdim=True), codes, NO_CODE)

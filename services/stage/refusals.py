@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.inference.slots import Full, Refused
-from services.runtime.errors import InvalidArgument, Unavailable
+from services.inference.slots import Full, NotFinite, Refused
+from services.runtime.errors import Internal, InvalidArgument, Unavailable
 
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Raises Unavailable for a full engine and InvalidArgument for an input that it refused."""
+    """Raises Unavailable for a full engine, InvalidArgument for a refused input, Internal for what is no number."""
     try:
         yield
     except Full as full:
         raise Unavailable(str(full), reason="FULL") from full
     except Refused as refusal:
         raise InvalidArgument(str(refusal), reason="REFUSED") from refusal
+    except NotFinite as failure:
+        raise Internal(str(failure), reason="NON_FINITE") from failure

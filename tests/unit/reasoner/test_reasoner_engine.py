@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from services.inference.kv_cache import KvCache
-from services.inference.slots import Refused
+from services.inference.slots import NotFinite, Refused
 from services.reasoner.engine import ReasonerEngine, ReasonerStep, ReasonerStream
 from services.reasoner.prompt import Clip, Turn
 from tests.conftest import GoldenCase, Running, gated, started, until_idle
@@ -330,3 +331,23 @@ async def test_warming_leaves_no_trace(reasoner_engine: Running, golden_case: Go
         cold = exact(await write_case(engine, golden_case))
         await engine.call(engine.warm)
         assert exact(await write_case(engine, golden_case)) == cold
+
+
+async def test_a_state_that_is_no_number_fails_its_reply_and_leaves_nothing_behind(
+    new_reasoner_engine: Callable[..., ReasonerEngine], golden_cases: Any
+) -> None:
+    engine, case = new_reasoner_engine(slot_count=1), golden_cases["text_only"]
+    table = engine.model.embed_tokens.weight
+    spared = set(case.expected["reasoner_input_ids"].tolist()) | set(case.tokens)
+    said = "zebra, quick, 9 8 7"
+    poison = next(token for token in engine.tokenizer.encode(said) if token not in spared)
+    kept = table[poison].clone()
+    async with started(engine):
+        table[poison] = torch.nan
+        try:
+            with pytest.raises(NotFinite, match="step 0"):
+                await write(engine, [Turn("user", (said,))])
+            await until_idle(engine)
+            assert_golden(await write_case(engine, case), case)
+        finally:
+            table[poison] = kept

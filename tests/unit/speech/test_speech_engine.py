@@ -13,7 +13,7 @@ import torch
 from services.inference.checkpoint import Checkpoint
 from services.inference.kv_cache import KvCache
 from services.inference.sampling import Draw, gumbel_noise
-from services.inference.slots import Refused
+from services.inference.slots import NotFinite, Refused
 from services.speech import weights
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechFrame, SpeechStep, SpeechStream, Voice
 from services.speech.model import SpeechModel
@@ -524,3 +524,23 @@ async def test_warming_leaves_no_trace(speech_engine: Running, golden_cases: Any
     async with speech_engine() as engine:
         await engine.call(engine.warm)
         assert await speak_case(engine, case) == case.frames
+
+
+async def test_a_state_that_is_no_number_fails_its_reply_and_leaves_nothing_behind(
+    new_speech_engine: Callable[..., SpeechEngine], speech_model: SpeechModel, golden_cases: Any
+) -> None:
+    model, poison = copy.deepcopy(speech_model), 30
+    model.text_embedding.weight[poison] = torch.nan
+    case = golden_cases["length_limit"]
+    assert poison not in case.tokens
+    engine = new_speech_engine(model, slot_count=2)
+    async with started(engine):
+        clean = random_steps(0, 3)
+        poisoned = [clean[0], SpeechStep(poison, clean[1].hidden_state, is_end=False), clean[2]]
+        speaking = asyncio.create_task(speak_case(engine, case))
+        with pytest.raises(NotFinite, match="frame 2"):
+            await speak(engine, new_stream(engine, SHORT_VOICE, limit=6), poisoned)
+        assert await speaking == case.frames
+        await until_idle(engine)
+        both = await asyncio.gather(speak_case(engine, case), speak_case(engine, case))
+        assert both == [case.frames, case.frames]

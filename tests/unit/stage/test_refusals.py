@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from services.inference.slots import Full, Refused
+from services.inference.slots import Full, NotFinite, Refused
 from services.runtime.errors import InvalidArgument, MeshError
 from services.stage.refusals import refusals
 
@@ -19,6 +19,7 @@ def raised(error: Exception) -> BaseException:
     [
         (Full("all 4 slots are taken"), grpc.StatusCode.UNAVAILABLE, "FULL"),
         (Refused("too long"), grpc.StatusCode.INVALID_ARGUMENT, "REFUSED"),
+        (NotFinite("a state is no number"), grpc.StatusCode.INTERNAL, "NON_FINITE"),
     ],
 )
 def test_a_refusal_has_its_code_and_its_words(refusal: Exception, code: grpc.StatusCode, reason: str) -> None:
