@@ -1,6 +1,5 @@
 """Schedules the reasoner's slots: one piece of a prefill and one token of every reply, in turn."""
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -8,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from services.inference.prefill import chunks
+from services.inference.prefill import PrefillQueue, chunks
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, TextStream, Tokenizer
 from services.reasoner.features import MelFeatures
@@ -43,7 +42,7 @@ class ReasonerStream(Stream[list[Turn], ReasonerStep]):
         self.token = 0
         self.decoding = False
         self.text: TextStream | None = None
-        self.prefill: Iterator[None] | None = None
+        self.has_prompt = False
 
 
 class ReasonerEngine(SlotEngine[ReasonerStream]):
@@ -67,7 +66,7 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         self.context_length = context_length
         self.prefill_chunk = prefill_chunk
         self.cache = model.stack.cache(slots=slot_count, positions=context_length)
-        self._prefilling: deque[ReasonerStream] = deque()
+        self._prefilling = PrefillQueue[ReasonerStream]()
 
     @torch.inference_mode()
     def warm(self) -> None:
@@ -85,37 +84,21 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
 
     def leave(self, stream: ReasonerStream) -> None:
         """Drops a prefill that is under way."""
-        if stream in self._prefilling:
-            self._prefilling.remove(stream)
+        self._prefilling.drop(stream)
 
     @torch.inference_mode()
     def advance(self) -> bool:
         """One piece of the oldest prefill, then one token of every reply that is being written."""
         for stream in self.streams.values():
-            if stream.inbox and stream.prefill is None and not stream.done:
-                stream.prefill = self._prefill(stream, stream.take())
-                self._prefilling.append(stream)
-        if self._prefilling:
-            self._advance_prefill(self._prefilling[0])
+            if stream.inbox and not stream.has_prompt and not stream.done:
+                stream.has_prompt = True
+                self._prefilling.add(stream, self._prefill(stream, stream.take()))
+        if complete := self._prefilling.advance():
+            complete.decoding = True
         writing = [s for s in self.streams.values() if s.decoding and not s.done and s.writable]
         if writing:
             self._decode(writing)
         return bool(self._prefilling or writing)
-
-    def _advance_prefill(self, stream: ReasonerStream) -> None:
-        assert stream.prefill is not None
-        try:
-            next(stream.prefill)
-            # Prompts take turns, so that a long one does not keep a short one waiting.
-            self._prefilling.rotate(-1)
-            return
-        except StopIteration:
-            stream.decoding = not stream.done
-        except (Refused, SpecialTokenInText) as refusal:
-            stream.fail(Refused(str(refusal)))
-        except Exception as error:  # whatever is wrong with one prompt is no reason to fail the others' rounds
-            stream.fail(error)
-        self._prefilling.remove(stream)
 
     def _prefill(self, stream: ReasonerStream, turns: list[Turn]) -> Iterator[None]:
         """Reads the conversation and emits the first step; yields between pieces of bounded work."""
@@ -150,7 +133,11 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         clips = [part for turn in turns for part in turn.parts if isinstance(part, Clip)]
         for turn in turns:
             # Texts side by side join in the prompt, so they may spell a special token only together.
-            self.tokenizer.refuse_special_tokens("".join(p if isinstance(p, str) else "\n" for p in turn.parts))
+            text = "".join(part if isinstance(part, str) else "\n" for part in turn.parts)
+            try:
+                self.tokenizer.refuse_special_tokens(text)
+            except SpecialTokenInText as refusal:
+                raise Refused(str(refusal)) from refusal
         counts = [audio_token_count(self.features.frame_count(len(clip.samples))) for clip in clips]
         prompt = assemble(turns, counts, self.tokenizer, self.model.config.audio_token_id)
         if len(prompt.token_ids) >= self.context_length:

@@ -1,6 +1,5 @@
 """Schedules the speech slots: a chunk of a voice prompt and one frame of every reply, in turn."""
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.inference.prefill import chunks
+from services.inference.prefill import PrefillQueue, chunks
 from services.inference.sampling import Draw
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
@@ -74,7 +73,6 @@ class SpeechStream(Stream[SpeechStep, SpeechFrame]):
         self.step_count = 0
         self.previous: Codes = []
         self.column = 0
-        self.prefill: Iterator[None] | None = None
         self.speaking = False
 
 
@@ -98,7 +96,7 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         self.prefill_chunk = prefill_chunk
         self.cache = model.backbone.stack.cache(slots=slot_count, positions=context_length)
         self.depth_cache = model.depth_decoder.cache(slot_count)
-        self._prefilling: deque[SpeechStream] = deque()
+        self._prefilling = PrefillQueue[SpeechStream]()
         self._largest_value = torch.finfo(model.dtype).max
 
     def transcript_ids(self, voice: Voice) -> list[int]:
@@ -134,35 +132,21 @@ class SpeechEngine(SlotEngine[SpeechStream]):
 
     def join(self, stream: SpeechStream) -> None:
         """Starts the prefill of the voice prompt."""
-        stream.prefill = self._prefill(stream)
-        self._prefilling.append(stream)
+        self._prefilling.add(stream, self._prefill(stream))
 
     def leave(self, stream: SpeechStream) -> None:
         """Drops a prefill that is under way."""
-        if stream in self._prefilling:
-            self._prefilling.remove(stream)
+        self._prefilling.drop(stream)
 
     @torch.inference_mode()
     def advance(self) -> bool:
         """One chunk of the oldest prefill, then one frame of every reply that can have one."""
-        if self._prefilling:
-            self._advance_prefill(self._prefilling[0])
+        if complete := self._prefilling.advance():
+            complete.speaking = True
         speaking = [s for s in self.streams.values() if s.speaking and not s.done and s.writable and self._fed(s)]
         if speaking:
             self._speak(speaking)
         return bool(self._prefilling or speaking)
-
-    def _advance_prefill(self, stream: SpeechStream) -> None:
-        assert stream.prefill is not None
-        try:
-            next(stream.prefill)
-            self._prefilling.rotate(-1)
-            return
-        except StopIteration:
-            stream.speaking = True
-        except Exception as error:  # whatever is wrong with one voice is no reason to fail the others' rounds
-            stream.fail(error)
-        self._prefilling.remove(stream)
 
     def _prefill(self, stream: SpeechStream) -> Iterator[None]:
         """Runs the voice prompt; yields before each chunk."""
