@@ -23,7 +23,7 @@ from transformers.models.mimi.modeling_mimi import (
     MimiTransformerLayer,
 )
 
-from services.inference.kv_cache import KvCache, allocate
+from services.inference.kv_cache import CachedLayer, KvCache, allocate
 from services.inference.rope import Rope, RopeSettings, rotate
 
 
@@ -53,8 +53,7 @@ class DecodeState:
     def reset(self, slots: Tensor) -> None:
         """Makes the slots where `slots` [S] bool is True as new; the others stay as they are."""
         self.positions.masked_fill_(slots, 0)
-        for tensor in (self.cache.keys, self.cache.values):
-            tensor.masked_fill_(slots[:, None, None, None], 0.0)
+        self.cache.entries.masked_fill_(slots[:, None, None, None], 0.0)
         for edge in self.edges:
             edge.masked_fill_(slots[:, None, None], 0.0)
 
@@ -145,9 +144,9 @@ class StreamingDecoder(nn.Module):
         positions = state.positions[:, None] + self.offsets
         angles = self.rope(positions)
         columns = torch.where(executed[:, None], positions % self.ring_columns, state.cache.dump)
-        visible = self._visible(positions)
-        for index, layer in enumerate(self.transformer_layers):
-            attended = self._attend(layer, layer.input_layernorm(x), angles, columns, visible, state.cache, index)
+        columns, visible = columns[:, None, :, None], self._visible(positions)
+        for layer, cached in zip(self.transformer_layers, state.cache.layers(self.ring_columns), strict=True):
+            attended = self._attend(layer, layer.input_layernorm(x), angles, columns, visible, cached)
             x = x + layer.self_attn_layer_scale(attended)
             x = x + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(x)))
         return x
@@ -171,17 +170,20 @@ class StreamingDecoder(nn.Module):
         angles: tuple[Tensor, Tensor],
         columns: Tensor,
         visible: Tensor,
-        cache: KvCache,
-        index: int,
+        cached: CachedLayer,
     ) -> Tensor:
         attention = layer.self_attn
         slots, width, _ = x.shape
-        queries = attention.q_proj(x).view(slots, width, self.heads, self.head_dim).transpose(1, 2)
-        keys = attention.k_proj(x).view(slots, width, self.kv_heads, self.head_dim).transpose(1, 2)
-        values = attention.v_proj(x).view(slots, width, self.kv_heads, self.head_dim).transpose(1, 2)
-        all_keys, all_values = cache.update(index, rotate(keys, *angles), values, columns, self.ring_columns)
+        queries = rotate(attention.q_proj(x).view(slots, width, self.heads, self.head_dim), *angles)
+        keys = rotate(attention.k_proj(x).view(slots, width, self.kv_heads, self.head_dim), *angles)
+        values = attention.v_proj(x).view(slots, width, self.kv_heads, self.head_dim)
+        cached.keep(torch.cat((keys, values), dim=2).transpose(1, 2), columns)
         seen = functional.scaled_dot_product_attention(
-            rotate(queries, *angles), all_keys, all_values, attn_mask=visible, enable_gqa=self.heads != self.kv_heads
+            queries.transpose(1, 2),
+            cached.keys,
+            cached.values,
+            attn_mask=visible,
+            enable_gqa=self.heads != self.kv_heads,
         )
         return attention.o_proj(seen.transpose(1, 2).reshape(slots, width, -1))
 

@@ -1,6 +1,7 @@
 """A static key-value cache: one row a slot, one column a position."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,26 +9,52 @@ from torch import Tensor
 _SHORTEST_REACH = 512
 
 
+@dataclass(frozen=True, slots=True)
+class CachedLayer:
+    """One layer of a cache, as a run of a stack uses it.
+
+    keys, values [slots, kv heads, reach, head dim]: the columns that the run looks at.
+    """
+
+    entries: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def keep(self, new: Tensor, columns: Tensor) -> None:
+        """Writes keys and values side by side, [slots, 2 kv heads, W, head dim], at columns [slots, 1, W, 1]."""
+        self.entries.scatter_(2, columns.expand_as(new), new)
+
+
 @dataclass(frozen=True)
 class KvCache:
-    """Keys and values of all layers: [layers, slots, kv heads, positions + 1, head dim].
+    """Keys and values of all layers: entries [layers, slots, 2 kv heads, positions + 1, head dim], keys first.
 
     The last column is a dump: a position that must not be kept is written there and nobody sees it. That is how a
     batch step leaves a slot as it was, without a branch.
     """
 
-    keys: Tensor
-    values: Tensor
+    entries: Tensor
+    _layers: dict[int, tuple[CachedLayer, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def keys(self) -> Tensor:
+        """[layers, slots, kv heads, positions + 1, head dim]."""
+        return self.entries[:, :, : self.entries.shape[2] // 2]
+
+    @property
+    def values(self) -> Tensor:
+        """[layers, slots, kv heads, positions + 1, head dim]."""
+        return self.entries[:, :, self.entries.shape[2] // 2 :]
 
     @property
     def slot_count(self) -> int:
         """Rows."""
-        return self.keys.shape[1]
+        return self.entries.shape[1]
 
     @property
     def position_count(self) -> int:
         """Positions that a slot can hold."""
-        return self.keys.shape[3] - 1
+        return self.entries.shape[3] - 1
 
     @property
     def dump(self) -> int:
@@ -36,12 +63,15 @@ class KvCache:
 
     def slot(self, index: int) -> "KvCache":
         """A view of one row."""
-        return KvCache(self.keys[:, index : index + 1], self.values[:, index : index + 1])
+        return KvCache(self.entries[:, index : index + 1])
+
+    def rows(self, count: int) -> "KvCache":
+        """A view of the first rows."""
+        return KvCache(self.entries[:, :count])
 
     def clear(self) -> None:
         """Forgets everything: a mask hides a number from a product, but not what is no number."""
-        self.keys.zero_()
-        self.values.zero_()
+        self.entries.zero_()
 
     def reach(self, column: int) -> int:
         """How many columns a step must look at whose highest column is `column`: few sizes, so few shapes.
@@ -50,26 +80,29 @@ class KvCache:
         columns from column 0, and blocks that are masked as a whole leave what is summed so far as it is. Shorter
         reaches would cut the first block to various lengths, whose sums differ in their last bits.
         """
+        return next(reach for reach in self.reaches() if reach > column)
+
+    def reaches(self) -> Iterator[int]:
+        """All lengths that `reach` may give, the shortest first."""
         length = _SHORTEST_REACH
-        while length <= column:
+        while length < self.position_count:
+            yield length
             length *= 2
-        return min(length, self.position_count)
+        yield self.position_count
 
-    def update(self, layer: int, keys: Tensor, values: Tensor, columns: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        """Writes keys and values [B, kv heads, W, head dim] at columns [B, W]; B must be the number of rows.
-
-        Returns the layer's first `reach` columns of both, [B, kv heads, reach, head dim].
-        """
-        where = columns[:, None, :, None].expand_as(keys)
-        all_keys, all_values = self.keys[layer], self.values[layer]
-        all_keys.scatter_(2, where, keys)
-        all_values.scatter_(2, where, values)
-        return all_keys[:, :, :reach], all_values[:, :, :reach]
+    def layers(self, reach: int) -> tuple[CachedLayer, ...]:
+        """The layers' first `reach` columns. Views, made once: a step should not spend its time on slicing."""
+        if reach not in self._layers:
+            kv_heads = self.entries.shape[2] // 2
+            self._layers[reach] = tuple(
+                CachedLayer(layer, layer[:, :kv_heads, :reach], layer[:, kv_heads:, :reach])
+                for layer in self.entries.unbind()
+            )
+        return self._layers[reach]
 
 
 def allocate(
     *, layers: int, slots: int, kv_heads: int, positions: int, head_dim: int, device: torch.device, dtype: torch.dtype
 ) -> KvCache:
     """An empty cache. Zeroed, because a masked column still enters the products and must be finite."""
-    shape = (layers, slots, kv_heads, positions + 1, head_dim)
-    return KvCache(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+    return KvCache(torch.zeros((layers, slots, 2 * kv_heads, positions + 1, head_dim), device=device, dtype=dtype))

@@ -52,14 +52,14 @@ class Rope(nn.Module):
         self.register_buffer("inverse_frequencies", frequencies.to(torch.get_default_device()), persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [B, W] int64 → cosines and signed sines for `rotate`, [B, 1, W, head_dim] float32."""
-        angles = positions[:, None, :, None].float() * self.inverse_frequencies
+        """positions [B, W] int64 → cosines and signed sines for `rotate`, [B, W, 1, head_dim] float32."""
+        angles = positions[:, :, None, None].float() * self.inverse_frequencies
         cosines, sines = angles.cos() * self.scale, angles.sin() * self.scale
         return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotates x [B, heads, W, head_dim]; the halves of a head are the two coordinates."""
+    """Rotates x [B, W, heads, head_dim]; the halves of a head are the two coordinates."""
     first, second = x.chunk(2, dim=-1)
     return (x * cosines).addcmul_(torch.cat((second, first), dim=-1), sines).to(x.dtype)
 

@@ -1,47 +1,78 @@
 """How codes are drawn from logits, the same way whatever else is in the batch."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# What a draw may have to rank, in steps: few sizes, so few shapes. The next one is all.
+_FEW = 64
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Each row's way to draw; all tensors are [B], on the logits' device.
+    """Each row's way to draw; all tensors are [n], on the logits' device.
 
     temperature float32 ≥ 0, 0 is greedy; top_k int64, 0 is all; seed int64, any value. ranked: how many logits have to
-    be ranked to find every row's top_k, known to the host; 0: all rows are greedy, and nothing is drawn at all. It
-    saves work and changes no result.
+    be ranked to find every row's top_k, `ranked_count`; 0: all rows are greedy, and nothing is drawn at all. rows
+    [n] int64: which rows of a batch draw, where only these are wanted; None: all n rows. Neither changes a result.
     """
 
     temperature: Tensor
     top_k: Tensor
     seed: Tensor
     ranked: int
+    rows: Tensor | None = None
+
+    @cached_property
+    def _last_kept(self) -> Tensor:
+        """Where each row's top_k-th largest logit is among its ranked ones, counted from the end: [n, 1]."""
+        return torch.where(self.top_k > 0, self.top_k, self.ranked).clamp(max=self.ranked)[:, None]
+
+    def least_kept(self, logits: Tensor) -> Tensor:
+        """Each row's top_k-th largest logit, the smallest where top_k is 0: logits [n, codes] → [n, 1]."""
+        if logits.device.type == "cpu":
+            # numpy sorts rows of float32 several times faster than torch ranks them.
+            return torch.from_numpy(np.sort(logits.numpy(), axis=-1)).gather(-1, logits.shape[-1] - self._last_kept)
+        return logits.topk(self.ranked, dim=-1).values.gather(-1, self._last_kept - 1)
+
+    def of_rows(self, rows: Tensor) -> "Draw":
+        """The same for some rows only: rows [n] int64."""
+        return Draw(self.temperature[rows], self.top_k[rows], self.seed[rows], self.ranked, rows)
+
+
+def ranked_count(top_k: int, code_count: int) -> int:
+    """What `Draw.ranked` must be for the largest top_k that is drawn with, 0 being all."""
+    return _FEW if 0 < top_k <= _FEW < code_count else code_count
 
 
 def draw(logits: Tensor, how: Draw, noise: Tensor | None) -> Tensor:
-    """Draws one code a row: logits [B, codes] float32, noise [B, codes] of `gumbel_noise` → codes [B] int64.
+    """Draws one code a row: logits [B, codes] float32, noise [n, codes] of `scaled_noise` → codes [B] int64.
 
-    Values that equal the k-th largest stay, as in the reference (model.md B.4). noise None: all rows are greedy.
+    Values that equal the k-th largest stay, as in the reference (model.md B.4). noise None: all rows are greedy. A row
+    that does not draw gets any code.
     """
-    greedy = logits.argmax(dim=-1)
     if noise is None:
-        return greedy
-    count = min(how.ranked, logits.shape[-1])
-    ranked = logits.topk(count, dim=-1).values
-    last = torch.where(how.top_k > 0, how.top_k, count).clamp(max=count) - 1
-    out = logits < ranked.gather(-1, last[:, None])
-    scaled = logits / how.temperature.clamp(min=1e-6)[:, None]
-    drawn = scaled.add_(noise).masked_fill_(out, -torch.inf).argmax(dim=-1)
-    return torch.where(how.temperature > 0, drawn, greedy)
+        return logits.argmax(dim=-1)
+    if how.rows is None:
+        return _draw_all(logits, how, noise)
+    drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    return drawn.index_copy_(0, how.rows, _draw_all(logits[how.rows], how, noise))
 
 
-def gumbel_noise(how: Draw, frame: Tensor, codebook_count: int, code_count: int) -> Tensor | None:
-    """The noise of a frame, frame [B] int64 → [B, codebooks, codes] float32, standard Gumbel; None if all is greedy.
+def _draw_all(logits: Tensor, how: Draw, noise: Tensor) -> Tensor:
+    out = logits < how.least_kept(logits)
+    return (logits + noise).masked_fill_(out, -torch.inf).argmax(dim=-1)
 
-    Each number is a pure function of (seed, frame, codebook, code), so a replay and any batch draw the same codes.
+
+def scaled_noise(how: Draw, frame: Tensor, codebook_count: int, code_count: int) -> Tensor | None:
+    """The noise of a frame, frame [n] int64 → [n, codebooks, codes] float32; None if all rows are greedy.
+
+    Standard Gumbel noise times the row's temperature: the largest sum of logit and noise is a draw from the softmax of
+    logits over temperature, and the largest logit where the temperature is 0. Each number is a pure function of (seed,
+    frame, codebook, code), so a replay and any batch draw the same codes.
     """
     if how.ranked == 0:
         return None
@@ -53,7 +84,7 @@ def gumbel_noise(how: Draw, frame: Tensor, codebook_count: int, code_count: int)
     bits = _mix(_mix(row[:, None] ^ _mix(codebooks))[..., None] ^ _mix(codes))
     # 23 bits and a half: every value is exact in float32 and lies strictly between 0 and 1.
     uniform = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(1 / (1 << 23))
-    return uniform.log_().neg_().log_().neg_()
+    return uniform.log_().neg_().log_().mul_(-how.temperature[:, None, None])
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The autoregressive stack: reasoner, backbone and depth decoder are all this one."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.inference.kv_cache import KvCache, allocate
+from services.inference.kv_cache import CachedLayer, KvCache, allocate
 from services.inference.rope import Rope, RopeSettings, rope_settings, rotate
 
 
@@ -63,14 +64,21 @@ def transformer_config(section: dict[str, Any], *, qkv_bias: bool, default_theta
 class Places:
     """Where the positions of a run stand: made once for all its layers, or for all runs that stand alike.
 
-    columns [B, W] int64: cache columns. cosines, sines [B, 1, W, head_dim]: rotations. mask [B, 1, W, reach] bool:
-    what each position sees.
+    columns [B, 1, W, 1] int64: cache columns. cosines, sines [B, W, heads, head_dim]: rotations of queries, keys and
+    values, the last by nothing. mask [B, 1, W * group, reach]: 0 where a position sees a column, minus infinity
+    elsewhere; the query heads that share a key-value head stand side by side, as rows of one product, one that would be
+    alone twice.
     """
 
     columns: Tensor
     cosines: Tensor
     sines: Tensor
     mask: Tensor
+    reach: int
+
+    def rows(self, count: int) -> "Places":
+        """Those of the first rows."""
+        return Places(self.columns[:count], self.cosines[:count], self.sines[:count], self.mask[:count], self.reach)
 
 
 class JoinedLinear:
@@ -79,6 +87,9 @@ class JoinedLinear:
     `parts` are the layers as a checkpoint knows them; their weights are rows of one matrix, so filling them fills it.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, inputs: int, outputs: Sequence[int], *, bias: bool) -> None:
         self.parts = [nn.Linear(inputs, count, bias=bias) for count in outputs]
         self._share(torch.empty(sum(outputs), inputs), torch.empty(sum(outputs)) if bias else None)
@@ -86,11 +97,11 @@ class JoinedLinear:
     def join(self) -> None:
         """Joins the parts again, whose weights are no longer rows of one matrix once they were moved or converted."""
         weight = torch.cat([part.weight.detach() for part in self.parts])
-        bias = None if self._bias is None else torch.cat([part.bias.detach() for part in self.parts])
+        bias = None if self.bias is None else torch.cat([part.bias.detach() for part in self.parts])
         self._share(weight, bias)
 
     def _share(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
+        self.weight, self.bias = weight, bias
         first = 0
         for part in self.parts:
             rows = slice(first, first + part.out_features)
@@ -99,66 +110,31 @@ class JoinedLinear:
                 part.bias = nn.Parameter(bias[rows], requires_grad=False)
             first += part.out_features
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., inputs] → the layers' outputs side by side, [..., sum of outputs]."""
-        return functional.linear(x, self._weight, self._bias)
-
 
 class Attention(nn.Module):
-    """Grouped-query attention over a slot's cached positions."""
+    """The weights of grouped-query attention."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self._qkv = JoinedLinear(config.hidden_size, (width, kv_width, kv_width), bias=config.qkv_bias)
-        self.q_proj, self.k_proj, self.v_proj = self._qkv.parts
+        self.qkv = JoinedLinear(config.hidden_size, (width, kv_width, kv_width), bias=config.qkv_bias)
+        self.q_proj, self.k_proj, self.v_proj = self.qkv.parts
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.output_bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `to` and its kin go through."""
-        super()._apply(fn, recurse)
-        self._qkv.join()
-        return self
-
-    def forward(self, x: Tensor, places: Places, cache: KvCache, layer: int) -> Tensor:
-        """x [B, W, hidden] → [B, W, hidden]."""
-        batch, width, _ = x.shape
-        heads = self._qkv(x).view(batch, width, -1, self.head_dim).transpose(1, 2)
-        rotating, values = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        rotated = rotate(rotating, places.cosines, places.sines)
-        queries, keys = rotated.split((self.heads, self.kv_heads), dim=1)
-        all_keys, all_values = cache.update(layer, keys, values, places.columns, places.mask.shape[-1])
-        seen = functional.scaled_dot_product_attention(
-            queries, all_keys, all_values, attn_mask=places.mask, enable_gqa=self.heads != self.kv_heads
-        )
-        return self.o_proj(seen.transpose(1, 2).reshape(batch, width, -1))
 
 
 class Mlp(nn.Module):
-    """SiLU-gated feed-forward."""
+    """The weights of a SiLU-gated feed-forward."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         size = config.intermediate_size
-        self._gate_up = JoinedLinear(config.hidden_size, (size, size), bias=config.mlp_bias)
-        self.gate_proj, self.up_proj = self._gate_up.parts
+        self.gate_up = JoinedLinear(config.hidden_size, (size, size), bias=config.mlp_bias)
+        self.gate_proj, self.up_proj = self.gate_up.parts
         self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `to` and its kin go through."""
-        super()._apply(fn, recurse)
-        self._gate_up.join()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, W, hidden] → [B, W, hidden]."""
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate).mul_(up))
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each behind a norm and around a residual."""
+    """The weights of attention and feed-forward, each behind a norm and around a residual."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -168,8 +144,54 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
 
 
+class RmsNorm:
+    """x [..., width] over the root of the mean of its squares plus epsilon, times the norm's weight."""
+
+    def __init__(self, norm: nn.RMSNorm, epsilon: float) -> None:
+        width, device = norm.weight.shape[0], norm.weight.device
+        self._weight, self._epsilon = norm.weight, epsilon
+        self._root = math.sqrt(width)
+        self._least = torch.tensor(math.sqrt(width * epsilon), device=device)
+        self._zero = torch.zeros((), device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return functional.rms_norm(x, self._weight.shape, self._weight, self._epsilon)
+        # torch has no kernel of its own for a CPU: its chain of small ones takes half as long again as this.
+        length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._least)
+        return torch.addcdiv(self._zero, x, length, value=self._root).mul_(self._weight)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """One layer's tensors, side by side: looking them up in modules would cost a small step a good part of its time."""
+
+    attention_norm: RmsNorm
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    output: Tensor
+    output_bias: Tensor | None
+    mlp_norm: RmsNorm
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Layer, epsilon: float) -> Self:
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            RmsNorm(layer.input_layernorm, epsilon), attention.qkv.weight, attention.qkv.bias,
+            attention.o_proj.weight, attention.o_proj.bias,
+            RmsNorm(layer.post_attention_layernorm, epsilon), mlp.gate_up.weight, mlp.gate_up.bias,
+            mlp.down_proj.weight, mlp.down_proj.bias,
+        )  # fmt: skip
+
+
 class Transformer(nn.Module):
     """Layers and the final norm. Parameter names are those of the published checkpoint, less the stack's prefix."""
+
+    _weights: tuple[_Weights, ...]
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -177,6 +199,22 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
         self.rope = Rope(config.rope)
+        self._gather_weights()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to` and its kin go through."""
+        super()._apply(fn, recurse)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.self_attn.qkv.join()
+            layer.mlp.gate_up.join()
+        self._gather_weights()
+        return self
+
+    def _gather_weights(self) -> None:
+        epsilon = self.config.norm_epsilon
+        self._weights = tuple(_Weights.of(layer, epsilon) for layer in self.layers if isinstance(layer, Layer))
+        self._last_norm = RmsNorm(self.norm, epsilon)
 
     def cache(self, *, slots: int, positions: int) -> KvCache:
         """An empty cache for this stack, on its device and in its dtype."""
@@ -198,17 +236,55 @@ class Transformer(nn.Module):
         `cache.reach` of the highest. positions [B, W] int64: what the rotation uses; the columns unless given
         (model.md B.5).
         """
+        config, (batch, width) = self.config, columns.shape
+        group = config.heads // config.kv_heads
         cosines, sines = self.rope(columns if positions is None else positions)
-        mask = torch.arange(reach, device=columns.device) <= columns[:, None, :, None]
-        return Places(columns, cosines, sines, mask)
+        turned, kept = (batch, width, config.heads + config.kv_heads, config.head_dim), (0, 0, 0, config.kv_heads)
+        hidden = torch.arange(reach, device=columns.device) > columns[:, :, None, None]
+        mask = hidden.new_zeros(hidden.shape, dtype=self.norm.weight.dtype).masked_fill_(hidden, -torch.inf)
+        mask = mask.expand(batch, width, group, reach).reshape(batch, 1, width * group, reach)
+        # A product of one row is cut among threads in its own way: it stands in line twice.
+        repeats = 2 if width * group == 1 else 1
+        return Places(
+            columns=columns[:, None, :, None],
+            cosines=functional.pad(cosines.expand(turned), kept, value=1.0),
+            sines=functional.pad(sines.expand(turned), kept),
+            mask=mask if repeats == 1 else mask.repeat(1, 1, repeats, 1),
+            reach=reach,
+        )
 
     def forward(self, x: Tensor, places: Places, cache: KvCache) -> Tensor:
         """Runs new positions of some slots and keeps their keys and values.
 
-        x [B, W, hidden]; B rows of the cache. Returns the states after the final norm, [B, W, hidden].
+        x [B, W, hidden] → the states after the final norm, [B, W, hidden]. Places and cache have B rows, or fewer:
+        rows beyond theirs only fill up a product (`batch_rows`), look at nothing and mean nothing.
         """
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            x = x + layer.self_attn(layer.input_layernorm(x), places, cache, index)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
-        return self.norm(x)
+        for layer, weights in zip(cache.layers(places.reach), self._weights, strict=True):
+            heads = functional.linear(weights.attention_norm(x), weights.qkv, weights.qkv_bias)
+            seen = self._attend(heads, places, layer)
+            x = x + functional.linear(seen, weights.output, weights.output_bias)
+            gate, up = functional.linear(weights.mlp_norm(x), weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+            x += functional.linear(functional.silu(gate).mul_(up), weights.down, weights.down_bias)
+        return self._last_norm(x)
+
+    def _attend(self, joined: Tensor, places: Places, layer: CachedLayer) -> Tensor:
+        """joined [B, W, (heads + 2 kv heads) * head_dim] → [B, W, heads * head_dim]."""
+        config, (filled, width, _), batch = self.config, joined.shape, len(places.columns)
+        head_dim, kv_heads = config.head_dim, config.kv_heads
+        rotated = rotate(joined[:batch].view(batch, width, -1, head_dim), places.cosines, places.sines)
+        queries, new = rotated.split((config.heads, 2 * kv_heads), dim=2)
+        layer.keep(new.transpose(1, 2), places.columns)
+        rows, wanted = places.mask.shape[2], width * (config.heads // kv_heads)
+        if width == 1:
+            grouped = queries.view(batch, kv_heads, wanted, head_dim)
+        else:
+            grouped = queries.unflatten(2, (kv_heads, -1)).transpose(1, 2).reshape(batch, kv_heads, wanted, head_dim)
+        if rows > wanted:
+            grouped = grouped.repeat(1, 1, rows // wanted, 1)
+        seen = functional.scaled_dot_product_attention(grouped, layer.keys, layer.values, attn_mask=places.mask)
+        if rows > wanted:
+            seen = seen[:, :, :wanted]
+        if width > 1:
+            seen = seen.unflatten(2, (width, -1)).transpose(1, 2)
+        seen = seen.reshape(batch, width, -1)
+        return seen if filled == batch else functional.pad(seen, (0, 0, 0, 0, 0, filled - batch))

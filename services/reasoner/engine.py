@@ -7,12 +7,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from services.inference.batch_rows import batch_rows
 from services.inference.prefill import PrefillQueue, chunks
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, TextStream, Tokenizer
 from services.reasoner.features import MelFeatures
 from services.reasoner.model import ReasonerModel, audio_token_count
 from services.reasoner.prompt import Clip, Prompt, Turn, assemble
+from services.reasoner.token_step import TokenStep
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         self.tokenizer = tokenizer
         self.features = features
         self.context_length = context_length
-        self.prefill_chunk = prefill_chunk
-        self.cache = model.stack.cache(slots=slot_count, positions=context_length)
+        self.prefill_chunk = batch_rows(prefill_chunk, model.device)
+        self.step = TokenStep(model, slot_count=slot_count, context_length=context_length)
         self._prefilling = PrefillQueue[ReasonerStream]()
 
     @torch.inference_mode()
@@ -73,11 +75,11 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         """Runs each kind of step once into the dump column, so that the first caller does not pay for first times."""
         device, hop = self.model.device, self.features.hop
         mel = self.features.extract(np.zeros(self.model.config.mel_block * hop, np.float32)).to(device)
-        (chunk,) = chunks(self.model.encode_block(mel)[:1], self.prefill_chunk, self.cache)
-        nowhere = replace(chunk, columns=torch.full_like(chunk.columns, self.cache.dump))
-        self.model.next_token(self.model.prefill(nowhere, self.cache.slot(0)))
-        tokens = torch.zeros(self.slot_count, dtype=torch.int64, device=device)
-        self.model.decode(tokens, torch.full_like(tokens, self.cache.dump), self.cache, chunk.reach)
+        cache = self.step.cache
+        (chunk,) = chunks(self.model.encode_block(mel)[:1], self.prefill_chunk, cache)
+        nowhere = replace(chunk, columns=torch.full_like(chunk.columns, cache.dump))
+        self.model.next_token(self.model.prefill(nowhere, cache.slot(0)))
+        self.step.warm()
 
     def join(self, stream: ReasonerStream) -> None:
         """A slot needs no preparation: what an earlier stream left in it is never seen."""
@@ -122,9 +124,9 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         if clips:
             embeddings[ids == self.model.config.audio_token_id] = torch.cat(clips).to(embeddings.dtype)
         hidden = embeddings[:1]
-        for chunk in chunks(embeddings, self.prefill_chunk, self.cache):
+        for chunk in chunks(embeddings, self.prefill_chunk, self.step.cache):
             yield
-            hidden = self.model.prefill(chunk, self.cache.slot(stream.slot))
+            hidden = self.model.prefill(chunk, self.step.cache.slot(stream.slot))
         stream.column = len(ids)
         tokens = self.model.next_token(hidden)
         self._emit(stream, int(tokens[0]), hidden[0].float().cpu().numpy())
@@ -148,25 +150,23 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         return prompt
 
     def _decode(self, writing: list[ReasonerStream]) -> None:
-        tokens = torch.zeros(self.slot_count, dtype=torch.int64)
-        columns = torch.full((self.slot_count,), self.cache.dump)
+        step = self.step
+        step.begin()
         for stream in writing:
-            tokens[stream.slot] = stream.token
-            columns[stream.slot] = stream.column
+            step.token.host[stream.slot] = stream.token
+            step.column.host[stream.slot] = stream.column
             stream.column += 1
-        reach = self.cache.reach(max(stream.column - 1 for stream in writing))
-        device = self.model.device
-        hidden, following = self.model.decode(tokens.to(device), columns.to(device), self.cache, reach)
-        hidden_on_host, following_on_host = hidden.float().cpu().numpy(), following.tolist()
+        highest = max(stream.column - 1 for stream in writing)
+        hidden, following = step.run([stream.slot for stream in writing], highest=highest)
         for stream in writing:
-            self._emit(stream, following_on_host[stream.slot], hidden_on_host[stream.slot])
+            self._emit(stream, int(following[stream.slot]), hidden[stream.slot])
 
     def _emit(self, stream: ReasonerStream, token: int, hidden: np.ndarray) -> None:
         """Sends a step, unless another replica has sent it, and ends the stream where the reply ends."""
         index = stream.step_count
         if not np.isfinite(hidden).all():
             # Whoever has the slot next must not inherit it.
-            self.cache.slot(stream.slot).clear()
+            self.step.cache.slot(stream.slot).clear()
             stream.fail(NotFinite(f"the reasoner's state is not finite at step {index}"))
             return
         resumed = index < len(stream.resumed)

@@ -63,7 +63,7 @@ class DepthDecoder(nn.Module):
         """The frame's codes: hidden [S, input], first_codes [S] → [S, codebooks] int64.
 
         code_embedding: the table shared with the backbone, a block of logit_count rows for each codebook. Only codes
-        below code_count are drawn, with noise [S, codebooks, code_count].
+        below code_count are drawn, with noise [n, codebooks, code_count].
         """
         codes = [first_codes]
         inputs = torch.stack((hidden, code_embedding(first_codes)), dim=1)
@@ -82,3 +82,7 @@ class DepthCache:
 
     kv: KvCache
     runs: tuple[Places, ...]
+
+    def rows(self, count: int) -> "DepthCache":
+        """A view of the first slots."""
+        return DepthCache(self.kv.rows(count), tuple(places.rows(count) for places in self.runs))

@@ -6,15 +6,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from services.inference.batch_rows import batch_rows
 from services.inference.prefill import PrefillQueue, chunks
-from services.inference.sampling import Draw
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
 from services.speech.end_of_speech import judge
+from services.speech.frame_step import FrameStep
 from services.speech.interleave import Interleave, Next, positions_needed
-from services.speech.model import NO_CODE, FrameInputs, SpeechModel
+from services.speech.model import NO_CODE, SpeechModel
 
 Codes = list[int]
 
@@ -93,9 +93,8 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.prefill_chunk = prefill_chunk
-        self.cache = model.backbone.stack.cache(slots=slot_count, positions=context_length)
-        self.depth_cache = model.depth_decoder.cache(slot_count)
+        self.prefill_chunk = batch_rows(prefill_chunk, model.device)
+        self.step = FrameStep(model, slot_count=slot_count, context_length=context_length)
         self._prefilling = PrefillQueue[SpeechStream]()
         self._largest_value = torch.finfo(model.dtype).max
 
@@ -123,12 +122,11 @@ class SpeechEngine(SlotEngine[SpeechStream]):
     @torch.inference_mode()
     def warm(self) -> None:
         """Runs each kind of step once into the dump column, so that the first caller does not pay for first times."""
-        one = torch.zeros((1, self.model.config.backbone.hidden_size), device=self.model.device, dtype=self.model.dtype)
-        (chunk,) = chunks(one, self.prefill_chunk, self.cache)
-        nowhere = replace(chunk, columns=torch.full_like(chunk.columns, self.cache.dump))
-        self.model.prefill(nowhere, self.cache.slot(0))
-        inputs, _ = self._inputs([])
-        self.model.next_frames(inputs, self.cache, self.depth_cache, chunk.reach, any_step=True)
+        cache, model = self.step.cache, self.model
+        one = torch.zeros((1, model.config.backbone.hidden_size), device=model.device, dtype=model.dtype)
+        (chunk,) = chunks(one, self.prefill_chunk, cache)
+        self.step.prefill(replace(chunk, columns=torch.full_like(chunk.columns, cache.dump)), slot=0)
+        self.step.warm()
 
     def join(self, stream: SpeechStream) -> None:
         """Starts the prefill of the voice prompt."""
@@ -154,9 +152,9 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         transcript = torch.tensor(stream.transcript_ids, dtype=torch.int64, device=device)
         frames = torch.tensor(stream.voice.frames, dtype=torch.int64, device=device)
         prompt = self.model.embed_voice(transcript, frames)
-        for chunk in chunks(prompt, self.prefill_chunk, self.cache):
+        for chunk in chunks(prompt, self.prefill_chunk, self.step.cache):
             yield
-            self.model.prefill(chunk, self.cache.slot(stream.slot))
+            self.step.prefill(chunk, stream.slot)
         stream.column = len(prompt)
 
     def _fed(self, stream: SpeechStream) -> bool:
@@ -185,16 +183,20 @@ class SpeechEngine(SlotEngine[SpeechStream]):
 
     def _speak(self, speaking: list[SpeechStream]) -> None:
         """The frame loop: one frame for each of these streams, in one batch step over all slots."""
-        inputs, highest = self._inputs(speaking)
-        any_step = any(stream.step is not None for stream in speaking)
-        codes = self.model.next_frames(
-            inputs, self.cache, self.depth_cache, self.cache.reach(highest), any_step=any_step
+        step = self.step
+        step.begin()
+        highest = max(self._place(stream) for stream in speaking)
+        drawing = [stream.sampling.top_k for stream in speaking if stream.sampling.temperature > 0]
+        codes = step.run(
+            [stream.slot for stream in speaking],
+            highest=highest,
+            any_step=any(stream.step is not None for stream in speaking),
+            largest_top_k=None if not drawing else 0 if 0 in drawing else max(drawing),
         ).tolist()
         for stream in speaking:
             if NO_CODE in codes[stream.slot]:
                 # Whoever has the slot next must not inherit it.
-                self.cache.slot(stream.slot).clear()
-                self.depth_cache.kv.slot(stream.slot).clear()
+                step.clear(stream.slot)
                 stream.fail(NotFinite(f"the backbone's state is not finite at frame {stream.frame_count}"))
             else:
                 self._spoken(stream, codes[stream.slot])
@@ -221,50 +223,22 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         stream.finish_reason = reason
         stream.finish()
 
-    def _inputs(self, speaking: list[SpeechStream]) -> tuple[FrameInputs, int]:
-        """The batch step's inputs, and the highest column in it. Slots that sit out write to the dump column."""
-        slots, config, dump = self.slot_count, self.model.config, self.cache.dump
-        previous = np.zeros((slots, config.codebook_count), np.int64)
-        hidden = np.zeros((slots, config.backbone.hidden_size), np.float32)
-        token, frame, top_k, seed = (np.zeros(slots, np.int64) for _ in range(4))
-        has_step = np.zeros(slots, np.bool_)
-        lead_columns = np.full((slots, 2), dump, np.int64)
-        column = np.full(slots, dump, np.int64)
-        temperature = np.zeros(slots, np.float32)
-        highest = 0
-        for stream in speaking:
-            slot = stream.slot
-            if stream.previous:
-                previous[slot] = stream.previous
-            if stream.step is not None:
-                has_step[slot] = True
-                hidden[slot] = stream.step.hidden_state
-                token[slot] = stream.step.token_id
-                if stream.previous:
-                    lead_columns[slot, 0] = stream.column
-                    stream.column += 1
-                lead_columns[slot, 1] = stream.column
+    def _place(self, stream: SpeechStream) -> int:
+        """Fills the stream's row of the step's inputs; returns the column of the position that predicts."""
+        step, slot = self.step, stream.slot
+        if stream.previous:
+            step.previous.host[slot] = stream.previous
+        if stream.step is not None:
+            step.has_step.host[slot] = True
+            step.hidden.host[slot] = stream.step.hidden_state
+            step.token.host[slot] = stream.step.token_id
+        # Those of the frame spoken last, the step's hidden state and its token, or of the frame alone.
+        for place in (0, 1, 2):
+            if place == 2 or (stream.step is not None and (place == 1 or stream.previous)):
+                step.columns.host[slot, place] = stream.column
                 stream.column += 1
-            column[slot] = stream.column
-            highest = max(highest, stream.column)
-            stream.column += 1
-            frame[slot] = stream.interleave.frame_index
-            temperature[slot] = stream.sampling.temperature
-            top_k[slot] = stream.sampling.top_k
-            seed[slot] = np.uint64(stream.sampling.seed).astype(np.int64)
-
-        def device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(self.model.device)
-
-        ranked = _ranked([s.sampling for s in speaking], config.code_count)
-        how = Draw(device(temperature), device(top_k), device(seed), ranked)
-        inputs = FrameInputs(
-            device(previous), device(hidden), device(token), device(has_step), device(lead_columns), device(column),
-            device(frame), how,
-        )  # fmt: skip
-        return inputs, highest
-
-
-def _ranked(samplings: list[Sampling], code_count: int) -> int:
-    """How many logits have to be ranked for the largest top_k; 0 when all are greedy."""
-    return max((s.top_k or code_count for s in samplings if s.temperature > 0), default=0)
+        step.frame.host[slot] = stream.interleave.frame_index
+        step.temperature.host[slot] = stream.sampling.temperature
+        step.top_k.host[slot] = stream.sampling.top_k
+        step.seed.host[slot] = np.uint64(stream.sampling.seed).astype(np.int64)
+        return stream.column - 1

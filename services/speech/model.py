@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from services.inference.batch_rows import FEWEST_ROWS
 from services.inference.kv_cache import KvCache
 from services.inference.prefill import Chunk
-from services.inference.sampling import Draw, draw, gumbel_noise
+from services.inference.sampling import Draw, draw, scaled_noise
 from services.inference.transformer import TransformerConfig, transformer_config
 from services.speech.backbone import Backbone
 from services.speech.depth_decoder import DepthCache, DepthDecoder, DepthDecoderConfig, DepthPositions
@@ -47,20 +48,19 @@ def speech_config(backbone: dict[str, Any], depth_decoder: dict[str, Any], **num
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """What one frame step of all slots needs; every tensor has a row a slot. Columns are cache columns, int64.
+    """What one frame step of all slots needs; every tensor has a row a slot, and what fills them up to R rows.
 
-    previous [S, codebooks]: the frame spoken last. hidden [S, hidden], token [S]: the step that is fed, where
-    `has_step` [S] bool. lead_columns [S, 2]: where the frame spoken last and the step's hidden state go when a step is
-    fed; column [S]: where the last position goes, which predicts. The dump column: not there. frame [S]: the index of
-    the frame to come.
+    previous [R, codebooks]: the frame spoken last. hidden [R, hidden], token [R]: the step that is fed, where
+    `has_step` [R] bool. columns [S, 3] int64: the cache columns where three positions go, of which the last predicts:
+    with a step the frame spoken last, the hidden state and the token, without one only the frame, as the last of the
+    three. The dump column: not there. frame [n]: the index of the frame to come, of the n rows that draw.
     """
 
     previous: Tensor
     hidden: Tensor
     token: Tensor
     has_step: Tensor
-    lead_columns: Tensor
-    column: Tensor
+    columns: Tensor
     frame: Tensor
     how: Draw
 
@@ -81,6 +81,12 @@ class SpeechModel(nn.Module):
         )
         self.first_rows: Tensor
         self.register_buffer("first_rows", torch.arange(config.codebook_count) * config.logit_count, persistent=False)
+
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether a position's bits are the same alone as behind two others: its query heads make whole products."""
+        config = self.config.backbone
+        return self.device.type == "cpu" and config.heads // config.kv_heads >= FEWEST_ROWS
 
     @property
     def device(self) -> torch.device:
@@ -115,21 +121,22 @@ class SpeechModel(nn.Module):
     def next_frames(
         self, inputs: FrameInputs, cache: KvCache, depth_cache: DepthCache, reach: int, *, any_step: bool
     ) -> Tensor:
-        """One frame of every slot: the codes [S, codebooks] int64, NO_CODE where the backbone's state is not finite.
+        """One frame of every slot: the codes [R, codebooks] int64, NO_CODE where the backbone's state is not finite.
 
-        Two backbone calls of fixed width: first the positions that only lead up to a step's token, left out when no
-        slot has one (any_step False), then the one position of each slot that predicts. A slot's result does not
-        depend on whether its neighbours are fed a step.
+        any_step: whether a slot is fed a step; False leaves out the two positions that lead up to its token, and makes
+        no difference to the one that predicts.
         """
         stack = self.backbone.stack
         spoken = self.embed_frames(inputs.previous)
-        if any_step:
-            lead = torch.stack((spoken, inputs.hidden.to(self.dtype)), dim=1)
-            stack(lead, stack.places(inputs.lead_columns, reach), cache)
         last = torch.where(inputs.has_step[:, None], self.text_embedding(inputs.token), spoken)
-        hidden = stack(last[:, None], stack.places(inputs.column[:, None], reach), cache)[:, 0]
+        if any_step or not self.may_leave_out:
+            x = torch.stack((spoken, inputs.hidden.to(self.dtype), last), dim=1)
+        else:
+            x = last[:, None]
+        places = stack.places(inputs.columns[:, -x.shape[1] :], reach)
+        hidden = stack(x, places, cache)[:, -1]
         logits = self.backbone.first_logits(hidden, self.config.code_count)
-        noise = gumbel_noise(inputs.how, inputs.frame, self.config.codebook_count, self.config.code_count)
+        noise = scaled_noise(inputs.how, inputs.frame, self.config.codebook_count, self.config.code_count)
         first = draw(logits, inputs.how, None if noise is None else noise[:, 0])
         codes = self.depth_decoder.decode(
             hidden, first, self.code_embedding, self.config.code_count, inputs.how, noise, depth_cache

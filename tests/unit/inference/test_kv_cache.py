@@ -34,8 +34,9 @@ def test_update_writes_where_it_is_told_and_nowhere_else() -> None:
     kept = cache(8)
     keys, values = torch.randn(2, 3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
     columns = torch.tensor([[0, 1], [5, kept.dump], [kept.dump, kept.dump]])
-    all_keys, all_values = kept.update(1, keys, values, columns, reach=6)
-    for found, given, store in ((all_keys, keys, kept.keys), (all_values, values, kept.values)):
+    layer = kept.layers(6)[1]
+    layer.keep(torch.cat((keys, values), dim=1), columns[:, None, :, None])
+    for found, given, store in ((layer.keys, keys, kept.keys), (layer.values, values, kept.values)):
         expected = torch.zeros(3, 2, 8, 4)
         expected[0, :, :2], expected[1, :, 5] = given[0], given[1, :, 0]
         assert found.equal(expected[:, :, :6])

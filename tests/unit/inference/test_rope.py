@@ -76,10 +76,10 @@ def test_angles_equal_those_of_transformers(kind: str, head_dim: int) -> None:
     positions = torch.tensor([[0, 1, 2, 7, 500, 2047], [5, 5, 5, 0, 0, 1]])
     cosines, sines = Rope(settings)(positions)
     expected_cosines, expected_sines = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
-    torch.testing.assert_close(cosines[:, 0], expected_cosines, rtol=0, atol=1e-6)
+    torch.testing.assert_close(cosines[:, :, 0], expected_cosines, rtol=0, atol=1e-6)
     # The first half is signed for `rotate`, which adds where the formula subtracts.
     signs = torch.tensor([-1.0, 1.0]).repeat_interleave(head_dim // 2)
-    torch.testing.assert_close(sines[:, 0], signs * expected_sines, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sines[:, :, 0], signs * expected_sines, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("head_dim", [12, 64])
@@ -92,13 +92,14 @@ def test_rotation_equals_that_of_transformers(head_dim: int) -> None:
     queries, keys = torch.randn(2, 2, 3, 5, head_dim, generator=torch.Generator().manual_seed(0))
     expected = apply_rotary_pos_emb(queries, keys, angles.cos(), angles.sin())
     for x, rotated in zip((queries, keys), expected, strict=True):
-        torch.testing.assert_close(rotate(x, cosines, sines), rotated, rtol=0, atol=1e-5)
+        turned = rotate(x.transpose(1, 2), cosines, sines).transpose(1, 2)
+        torch.testing.assert_close(turned, rotated, rtol=0, atol=1e-5)
 
 
 def test_rotation_leaves_its_input_and_the_angles_as_they_were() -> None:
     """The angles are shared by all layers of a run."""
     given = (
-        torch.randn(1, 2, 4, 16, generator=torch.Generator().manual_seed(0)),
+        torch.randn(1, 4, 2, 16, generator=torch.Generator().manual_seed(0)),
         *Rope(read({}))(torch.arange(4)[None]),
     )
     before = [tensor.clone() for tensor in given]
@@ -131,4 +132,4 @@ def test_scores_depend_on_the_distance_alone() -> None:
 def test_rotation_keeps_the_dtype_and_the_angles_stay_float32() -> None:
     cosines, sines = Rope(read({}))(torch.arange(4)[None])
     assert cosines.dtype == torch.float32
-    assert rotate(torch.ones(1, 2, 4, 16, dtype=torch.bfloat16), cosines, sines).dtype == torch.bfloat16
+    assert rotate(torch.ones(1, 4, 2, 16, dtype=torch.bfloat16), cosines, sines).dtype == torch.bfloat16

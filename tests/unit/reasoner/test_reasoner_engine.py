@@ -157,7 +157,7 @@ async def test_a_long_reply_sees_all_that_came_before(
     turns = [*case.turns(), *case.turns()[1:]]
     async with reasoner_engine(prefill_chunk=100) as engine:
         stream, steps = await write(engine, turns, 4)
-        assert stream.column > engine.cache.reach(0)
+        assert stream.column > engine.step.cache.reach(0)
         with monkeypatch.context() as patch:
             patch.setattr(KvCache, "reach", lambda cache, column: cache.position_count)
             assert exact((await write(engine, turns, 4))[1]) == exact(steps)

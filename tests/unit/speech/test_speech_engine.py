@@ -12,7 +12,7 @@ import torch
 
 from services.inference.checkpoint import Checkpoint
 from services.inference.kv_cache import KvCache
-from services.inference.sampling import Draw, gumbel_noise
+from services.inference.sampling import Draw, scaled_noise
 from services.inference.slots import NotFinite, Refused
 from services.speech import weights
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechFrame, SpeechStep, SpeechStream, Voice
@@ -270,7 +270,7 @@ async def test_a_long_voice_is_seen_to_its_beginning(speech_engine: Running, mon
     async with speech_engine(prefill_chunk=100) as engine:
         stream = new_stream(engine, voice, limit=6)
         frames = await speak(engine, stream, steps)
-        assert stream.column > engine.cache.reach(0)
+        assert stream.column > engine.step.cache.reach(0)
         with monkeypatch.context() as patch:
             patch.setattr(KvCache, "reach", lambda cache, column: cache.position_count)
             assert await speak(engine, new_stream(engine, voice, limit=6), steps) == frames
@@ -375,7 +375,7 @@ async def test_every_code_is_drawn_with_the_noise_of_its_frame_and_codebook(
     """Where all codes are equally likely, the noise alone decides."""
     seed, count = 77, mute_model.config.code_count
     how = Draw(torch.ones(6), torch.zeros(6, dtype=torch.int64), torch.full((6,), seed), ranked=count)
-    noise = gumbel_noise(how, torch.arange(6), 8, count)
+    noise = scaled_noise(how, torch.arange(6), 8, count)
     assert noise is not None
     expected = noise.argmax(dim=-1).tolist()
     async with started(new_speech_engine(mute_model)) as engine:

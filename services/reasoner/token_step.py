@@ -1,0 +1,82 @@
+"""The token step: host values in, the next token and state of every slot out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.inference.batch_rows import batch_rows
+from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
+from services.inference.kv_cache import KvCache
+from services.reasoner.model import ReasonerModel
+
+
+@dataclass(frozen=True)
+class TokenRung:
+    """A shape of the token step: slots, and how far they look back."""
+
+    slots: int
+    reach: int
+
+
+class TokenStep:
+    """The language model's step for all slots: one launch on CUDA.
+
+    The host fills the rows of the slots that take part between `begin` and `run`; all other rows sit out.
+    """
+
+    def __init__(self, model: ReasonerModel, *, slot_count: int, context_length: int) -> None:
+        self.model = model
+        self.slot_count = slot_count
+        self.cache = model.stack.cache(slots=slot_count, positions=context_length)
+        device, row_count = model.device, batch_rows(slot_count, model.device)
+        self.token = Mirror((row_count,), torch.int64, device)
+        self.column = Mirror((slot_count,), torch.int64, device)
+        self._hidden = Mirror((row_count, model.config.stack.hidden_size), torch.float32, device)
+        self._next_token = Mirror((row_count,), torch.int64, device)
+        capture: Capture[tuple[Tensor, Tensor]] | None = graph_capture(device)
+        self._ladder = StepLadder(self._decode, capture)
+        self._is_graphed = capture is not None
+        self._caches: dict[int, KvCache] = {}
+
+    def begin(self) -> None:
+        """Lets every row sit out."""
+        self.column.host.fill(self.cache.dump)
+
+    def warm(self) -> None:
+        """Makes the first callers' steps as fast as all others; what the slots hold is left as it is."""
+        self.begin()
+        self._send()
+        self._ladder.prepare(TokenRung(self.slot_count, reach) for reach in self.cache.reaches())
+        synchronize(self.model.device)
+
+    def run(self, slots: Sequence[int], *, highest: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """States [rows, hidden] float32 and next tokens [rows] of every slot, until the next run.
+
+        They count for `slots`, of which `highest` is the highest column.
+        """
+        self._send()
+        # What no graph has fixed costs no more than is needed: rows up to the last that counts.
+        count = self.slot_count if self._is_graphed else max(slots) + 1
+        hidden, following = self._ladder.step(TokenRung(count, self.cache.reach(highest)))
+        self._hidden.fetch(hidden)
+        self._next_token.fetch(following)
+        synchronize(self.model.device)
+        return self._hidden.host, self._next_token.host
+
+    def _decode(self, rung: TokenRung) -> tuple[Tensor, Tensor]:
+        rows = batch_rows(rung.slots, self.model.device)
+        if rung.slots not in self._caches:
+            self._caches[rung.slots] = self.cache.rows(rung.slots)
+        cache = self._caches[rung.slots]
+        hidden, following = self.model.decode(
+            self.token.tensor[:rows], self.column.tensor[: rung.slots], cache, rung.reach
+        )
+        return hidden.float(), following
+
+    def _send(self) -> None:
+        self.token.send()
+        self.column.send()
