@@ -213,6 +213,7 @@ def new_speech_engine(speech_model: "SpeechModel", tokenizer: "Tokenizer") -> "C
 
     def make(model: "SpeechModel" = speech_model, **settings: int) -> "SpeechEngine":
         defaults = {"slot_count": 4, "queue_limit": 8, "context_length": 1024, "prefill_chunk": 64}
+        defaults["voice_cache_bytes"] = 2**24
         return SpeechEngine(model, tokenizer, **(defaults | settings))
 
     return make

@@ -7,21 +7,26 @@ from prometheus_client import CollectorRegistry
 
 from services.codec import weights
 from services.codec.engine import CodecEngine
+from services.codec.memory import CodecMemory
 from services.codec.metrics import CodecMetrics
-from services.codec.service import SERVICE_NAME, CodecService
+from services.codec.service import MAXIMUM_SOUND_SECONDS, SERVICE_NAME, CodecService
 from services.codec.settings import CodecSettings
 from services.inference.checkpoint_spec import open_checkpoint
 from services.inference.device import resolve_device
 from services.runtime.settings import load
+from services.stage.memory import plan_memory
 from services.stage.process import serve_stage
 
 STAGE = "codec"
 
 
 def build(settings: CodecSettings) -> CodecEngine:
-    """Loads the codec."""
-    codec = weights.load(open_checkpoint(settings.checkpoint), resolve_device(settings.device))
-    return CodecEngine(codec, slot_count=settings.slots, queue_limit=settings.queue_limit)
+    """Plans the codec's memory, then loads it."""
+    checkpoint = open_checkpoint(settings.checkpoint)
+    device = resolve_device(settings.device)
+    demand = CodecMemory(weights.read_config(checkpoint.config), maximum_seconds=MAXIMUM_SOUND_SECONDS)
+    plan = plan_memory(STAGE, settings, demand, device, [demand.window])
+    return CodecEngine(weights.load(checkpoint, device), slot_count=plan.slots, queue_limit=settings.queue_limit)
 
 
 def main() -> None:

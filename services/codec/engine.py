@@ -1,5 +1,7 @@
 """Schedules the codec's slots: each round decodes one frame of every stream that has one."""
 
+import time
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,6 +33,9 @@ class DecodeStream(Stream[Frame, Samples]):
 
     def decoded(self, samples: Samples) -> None:
         """Takes the next frame's sound; on the device thread."""
+        if self.frame_count == self.played_frame_count:
+            # From its first sound on the listener needs a frame as often as frames last.
+            self.due_at = max(self.due_at, time.perf_counter())
         if self.frame_count >= self.played_frame_count:
             self.emit(samples)
         self.frame_count += 1
@@ -42,7 +47,7 @@ class CodecEngine(SlotEngine[DecodeStream]):
     _decoder: SlotDecoder
 
     def __init__(self, codec: Codec, *, slot_count: int, queue_limit: int) -> None:
-        super().__init__(slot_count, queue_limit, "codec-device")
+        super().__init__(slot_count, queue_limit, "codec-device", device=codec.device)
         self.codec = codec
         self._encoding_count = 0
 
@@ -76,7 +81,9 @@ class CodecEngine(SlotEngine[DecodeStream]):
     def advance(self) -> bool:
         """Decodes a frame of every stream that has one and whose reader keeps up."""
         live = [stream for stream in self.streams.values() if not stream.done]
-        due = [stream for stream in live if stream.inbox and stream.writable]
+        ready = [stream for stream in live if stream.inbox and stream.writable]
+        # Where slots are decoded one after the other, the listener who would be the first to hear nothing comes first.
+        due = sorted(ready, key=self._due_at)[: self._decoder.width]
         if due:
             self._decode(due)
         for stream in live:
@@ -84,6 +91,11 @@ class CodecEngine(SlotEngine[DecodeStream]):
             if stream.ended and not stream.inbox and not stream.done:
                 stream.finish()
         return bool(due)
+
+    def _due_at(self, stream: DecodeStream) -> float:
+        """When the listener needs the stream's next frame: the sound of those before it is then played."""
+        frame_seconds = self.codec.samples_per_frame / self.codec.sample_rate_hz
+        return stream.due_at + (stream.frame_count - stream.played_frame_count) * frame_seconds
 
     def _decode(self, due: list[DecodeStream]) -> None:
         try:

@@ -17,6 +17,7 @@ from services.runtime.audio import check_duration, check_format, decode_pcm, enc
 from services.runtime.errors import InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import check_frame
+from services.stage.due import check_due
 from services.stage.refusals import refusals
 
 SERVICE_NAME = codec_pb2.DESCRIPTOR.services_by_name["CodecService"].full_name
@@ -70,6 +71,7 @@ class CodecService(codec_pb2_grpc.CodecServiceServicer):
             reader = RequestStream(requests)
             opening = _check_open(await reader.open(), self._engine.codec)
             stream = DecodeStream(opening.played_frame_count)
+            stream.due_seconds = opening.due_seconds
             async with self._engine.open(stream):
                 self._metrics.slots.queue_wait.observe(stream.queue_seconds)
                 await context.write(self._opened(stream))
@@ -97,6 +99,7 @@ class Opening:
     encoding: types_pb2.AudioEncoding
     resumed: list[Frame]
     played_frame_count: int
+    due_seconds: float
 
 
 class Reply:
@@ -172,7 +175,7 @@ def _check_open(message: codec_pb2.DecodeOpen, codec: Codec) -> Opening:
             f"got {resume.played_frame_count}",
             field="open.resume.played_frame_count",
         )
-    return Opening(encoding, frames, resume.played_frame_count)
+    return Opening(encoding, frames, resume.played_frame_count, check_due(message.due_seconds))
 
 
 def _check_frame(frame: types_pb2.Frame, codec: Codec, *, field: str) -> Frame:

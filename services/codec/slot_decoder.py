@@ -9,10 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.codec.mimi import StreamingDecoder, exact_float32
+from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
 
 
 class SlotDecoder(Protocol):
-    """Decodes the next frame of any of its slots; a slot's samples depend on nothing but its own frames."""
+    """Decodes the next frame of any of its slots; a slot's samples depend on nothing but its own frames.
+
+    width: how many slots a step decodes in the time of one.
+    """
+
+    width: int
 
     def reset(self, slot: int) -> None:
         """Makes a slot as new."""
@@ -36,6 +42,7 @@ class SeparateSlots:
     """
 
     def __init__(self, decoder: StreamingDecoder, slot_count: int) -> None:
+        self.width = 1
         self._decoder = decoder
         self._states = [decoder.new_state(1) for _ in range(slot_count)]
         self._all = torch.ones(1, dtype=torch.bool)
@@ -58,43 +65,32 @@ class GraphedSlots:
     """All slots in one captured CUDA graph: one launch, one copy in each direction for each input and output."""
 
     def __init__(self, decoder: StreamingDecoder, slot_count: int) -> None:
-        device = decoder.latents.device
+        self.width = slot_count
+        self._device = decoder.latents.device
         self._state = decoder.new_state(slot_count)
-        self._host_codes = torch.zeros(slot_count, decoder.codebook_count, dtype=torch.int64).pin_memory()
-        self._host_executed = torch.zeros(slot_count, dtype=torch.bool).pin_memory()
-        self._host_samples = torch.zeros(slot_count, decoder.samples_per_frame).pin_memory()
-        self._codes = self._host_codes.to(device)
-        self._executed = self._host_executed.to(device)
-        self._graph = torch.cuda.CUDAGraph()
-        with exact_float32():
-            self._samples = self._capture(decoder)
+        self._codes = Mirror((slot_count, decoder.codebook_count), torch.int64, self._device)
+        self._executed = Mirror((slot_count,), torch.bool, self._device)
+        self._samples = Mirror((slot_count, decoder.samples_per_frame), torch.float32, self._device)
+        capture: Capture[Tensor] | None = graph_capture(self._device)
+        self._ladder: StepLadder[None, Tensor] = StepLadder(
+            lambda _: decoder.decode_step(self._state, self._codes.tensor, self._executed.tensor), capture
+        )
+        with exact_float32():  # no slot executes, so the state stays new
+            self._ladder.prepare([None])
 
     def reset(self, slot: int) -> None:
         """Makes a slot as new."""
         with exact_float32():
-            self._state.reset(torch.arange(len(self._codes), device=self._codes.device) == slot)
+            self._state.reset(torch.arange(self.width, device=self._device) == slot)
 
     def step(self, frames: Mapping[int, Sequence[int]]) -> dict[int, NDArray[np.float32]]:
         """Decodes a frame of each of these slots."""
-        codes, executed = self._host_codes.numpy(), self._host_executed.numpy()
-        executed.fill(False)
+        self._executed.host.fill(False)
         for slot, frame in frames.items():
-            codes[slot], executed[slot] = frame, True
+            self._codes.host[slot], self._executed.host[slot] = frame, True
         with exact_float32():
-            self._codes.copy_(self._host_codes, non_blocking=True)
-            self._executed.copy_(self._host_executed, non_blocking=True)
-            self._graph.replay()
-            self._host_samples.copy_(self._samples, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-        return {slot: self._host_samples[slot].numpy().copy() for slot in frames}
-
-    def _capture(self, decoder: StreamingDecoder) -> Tensor:
-        # Libraries set themselves up at first use, which can't be captured. No slot executes, so the state stays new.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                decoder.decode_step(self._state, self._codes, self._executed)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(self._graph):
-            return decoder.decode_step(self._state, self._codes, self._executed)
+            self._codes.send()
+            self._executed.send()
+            self._samples.fetch(self._ladder.step(None))
+            synchronize(self._device)
+        return {slot: self._samples.host[slot].copy() for slot in frames}

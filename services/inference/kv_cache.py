@@ -69,6 +69,19 @@ class KvCache:
         """A view of the first rows."""
         return KvCache(self.entries[:, :count])
 
+    def read(self, slot: int, count: int) -> Tensor:
+        """A copy of a slot's first columns, [layers, 2 kv heads, count, head dim]."""
+        return self.entries[:, slot, :, :count].clone()
+
+    def write(self, slot: int, columns: Tensor) -> None:
+        """Puts what `read` gave into a slot's first columns."""
+        self.entries[:, slot, :, : columns.shape[2]] = columns
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copies the first columns of one slot to another."""
+        if source != target:
+            self.entries[:, target, :, :count] = self.entries[:, source, :, :count]
+
     def clear(self) -> None:
         """Forgets everything: a mask hides a number from a product, but not what is no number."""
         self.entries.zero_()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import torch
+
 Result = TypeVar("Result")
 
 
@@ -14,11 +16,13 @@ class Loop:
     """Runs rounds of work on a thread of its own, so that the event loop never waits for the device.
 
     `work` does one round and returns True to be called again at once; after False the thread sleeps until `wake`.
-    Between two rounds at most one posted call is run, so that a long series of calls cannot stall the rounds.
+    Between two rounds at most one posted call is run, so that a long series of calls cannot stall the rounds. On CUDA
+    the thread queues its work on a stream of its own, beside those of other stages in the same process.
     """
 
-    def __init__(self, work: Callable[[], bool], name: str) -> None:
+    def __init__(self, work: Callable[[], bool], name: str, device: torch.device) -> None:
         self._work = work
+        self._device = device
         self._condition = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._awake = False
@@ -61,6 +65,14 @@ class Loop:
         return await asyncio.wrap_future(self.post(call))
 
     def _run(self) -> None:
+        if self._device.type != "cuda":
+            self._serve()
+            return
+        torch.cuda.synchronize(self._device)  # the weights were put there by other threads
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):
+            self._serve()
+
+    def _serve(self) -> None:
         while True:
             with self._condition:
                 while not (self._calls or self._awake or self._closed):

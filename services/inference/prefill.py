@@ -1,8 +1,8 @@
 """A prompt in chunks of one shape."""
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -27,15 +27,16 @@ class Chunk:
     reach: int
 
 
-def chunks(embeddings: Tensor, size: int, cache: KvCache) -> Iterator[Chunk]:
-    """Cuts a prompt [n, hidden] into chunks of `size` positions, the last one padded.
+def chunks(embeddings: Tensor, size: int, cache: KvCache, first: int = 0) -> Iterator[Chunk]:
+    """Cuts a prompt, or its rest from position `first` on, [n, hidden], into chunks of `size` positions.
 
-    All have the same shape, so that a position's result does not depend on the prompt's length.
+    The last one is padded: all have the same shape, so that a position's result depends neither on the prompt's length
+    nor on where the prompt was cut.
     """
     device = embeddings.device
-    for start in range(0, len(embeddings), size):
-        piece = embeddings[start : start + size]
-        end = start + len(piece)
+    for offset in range(0, len(embeddings), size):
+        piece = embeddings[offset : offset + size]
+        start, end = first + offset, first + offset + len(piece)
         padded = piece.new_zeros((1, size, piece.shape[1]))
         padded[0, : len(piece)] = piece
         columns = torch.full((1, size), cache.dump, device=device)
@@ -43,37 +44,59 @@ def chunks(embeddings: Tensor, size: int, cache: KvCache) -> Iterator[Chunk]:
         yield Chunk(padded, columns, torch.tensor([len(piece) - 1], device=device), cache.reach(end - 1))
 
 
-class PrefillQueue(Generic[S]):
-    """Prefills that are under way, each an iterator that yields between pieces of bounded work.
+class Progress(Enum):
+    """What a prefill did before it yielded."""
 
-    They take turns, so that a long prompt does not keep a short one waiting.
+    WORKED = auto()
+    WAITED = auto()
+
+
+Pieces = Generator[Progress, None, None]
+
+
+class PrefillQueue(Generic[S]):
+    """Prefills that are under way, each a generator that yields between pieces of bounded work.
+
+    Every other piece is for the stream that is due first, the ones between for the stream whose last piece is longest
+    ago: what is urgent is quick, and a long prompt does not keep a short one waiting. One that waits for another
+    prefill lets the next one go.
     """
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[S, Iterator[None]]] = deque()
+        # The one whose last piece is longest ago comes first.
+        self._queue: list[tuple[S, Pieces]] = []
+        self._is_urgent_turn = True
 
     def __bool__(self) -> bool:
         return bool(self._queue)
 
-    def add(self, stream: S, pieces: Iterator[None]) -> None:
+    def add(self, stream: S, pieces: Pieces) -> None:
         """Starts a stream's prefill."""
         self._queue.append((stream, pieces))
 
     def drop(self, stream: S) -> None:
-        """Forgets the prefill of a stream that leaves, if it is under way."""
-        self._queue = deque(entry for entry in self._queue if entry[0] is not stream)
+        """Ends the prefill of a stream that leaves, if it is under way."""
+        for entry in self._queue:
+            if entry[0] is stream:
+                self._queue.remove(entry)
+                entry[1].close()
+                return
 
     def advance(self) -> S | None:
         """Does one piece; returns the stream whose prefill is complete with it. An error fails its own stream alone."""
-        if not self._queue:
-            return None
-        stream, pieces = self._queue.popleft()
-        try:
-            next(pieces)
-        except StopIteration:
-            return None if stream.done else stream
-        except Exception as error:  # whatever is wrong with one prompt is no reason to fail the others' rounds
-            stream.fail(error)
-        else:
-            self._queue.append((stream, pieces))
+        turns = sorted(self._queue, key=lambda entry: entry[0].due_at) if self._is_urgent_turn else list(self._queue)
+        self._is_urgent_turn = not self._is_urgent_turn
+        for entry in turns:
+            stream, pieces = entry
+            self._queue.remove(entry)
+            try:
+                progress = next(pieces)
+            except StopIteration:
+                return None if stream.done else stream
+            except Exception as error:  # whatever is wrong with one prompt is no reason to fail the others' rounds
+                stream.fail(error)
+                return None
+            self._queue.append(entry)
+            if progress is Progress.WORKED:
+                return None
         return None

@@ -3,11 +3,15 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from bisect import insort
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import count
 from typing import Any, Generic, TypeVar
+
+import torch
 
 from services.inference.loop import Loop
 
@@ -44,6 +48,9 @@ class Stream(Generic[In, Out]):
     def __init__(self, inbox_limit: int = 64, outbox_limit: int = 64) -> None:
         self.slot = -1
         self.queue_seconds = 0.0
+        # When the listener needs the next output: `due_seconds` after the opening, as time.perf_counter() tells it.
+        self.due_seconds = 0.0
+        self.due_at = 0.0
         self.inbox: deque[In] = deque()
         self.ended = False
         self.done = False
@@ -137,21 +144,28 @@ class Stream(Generic[In, Out]):
 
 
 class SlotEngine(ABC, Generic[S]):
-    """Gives slots to streams and runs rounds over those that have one.
+    """Gives slots to streams and runs rounds over those that have one; the stream that is due first comes first.
+
+    `keeps_longest`: a free slot is given to a stream only after those that were left earlier, so that what it holds
+    can be used again for long; otherwise the lowest is given, so that the slots in use lie close together.
 
     `open` is asyncio's; `join`, `leave` and `advance` run on the device thread. An error in a round fails the streams
     that were part of it; the engine goes on.
     """
 
-    def __init__(self, slot_count: int, queue_limit: int, name: str) -> None:
+    def __init__(
+        self, slot_count: int, queue_limit: int, name: str, *, device: torch.device, keeps_longest: bool = False
+    ) -> None:
         self.slot_count = slot_count
         self.queue_limit = queue_limit
         self.streams: dict[int, S] = {}
-        self._free = deque(range(slot_count))
-        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._free = list(range(slot_count))
+        self._keeps_longest = keeps_longest
+        self._waiting: list[tuple[float, int, asyncio.Future[int]]] = []
+        self._turns = count()
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._handed_over: list[tuple[Stream[Any, Any], Any]] = []
-        self._loop = Loop(self._round, name)
+        self._loop = Loop(self._round, name, device)
 
     # --- asyncio's side
 
@@ -185,7 +199,8 @@ class SlotEngine(ABC, Generic[S]):
         is out of the batch at the next round and its slot is free.
         """
         asked = time.perf_counter()
-        stream.slot = await self._acquire()
+        stream.due_at = asked + stream.due_seconds
+        stream.slot = await self._acquire(stream.due_at)
         stream.queue_seconds = time.perf_counter() - asked
         stream._engine = self
         self._loop.post(partial(self._admit, stream))
@@ -194,13 +209,14 @@ class SlotEngine(ABC, Generic[S]):
         finally:
             self._loop.post(partial(self._dismiss, stream))
 
-    async def _acquire(self) -> int:
+    async def _acquire(self, due_at: float) -> int:
         if self._free and not self._waiting:
-            return self._free.popleft()
+            return self._free.pop(0)
         if len(self._waiting) >= self.queue_limit:
             raise Full(f"all {self.slot_count} slots are taken and {len(self._waiting)} streams wait")
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        place = (due_at, next(self._turns), turn)
+        insort(self._waiting, place)
         try:
             return await turn
         except asyncio.CancelledError:
@@ -208,16 +224,18 @@ class SlotEngine(ABC, Generic[S]):
                 self._release(turn.result())
             raise
         finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if place in self._waiting:
+                self._waiting.remove(place)
 
     def _release(self, slot: int) -> None:
         while self._waiting:
-            turn = self._waiting.popleft()
+            *_, turn = self._waiting.pop(0)
             if not turn.done():
                 turn.set_result(slot)
                 return
         self._free.append(slot)
+        if not self._keeps_longest:
+            self._free.sort()
 
     # --- the device thread's side
 

@@ -22,6 +22,8 @@ CANCELLED = types_pb2.FINISH_REASON_CANCELLED
 # How far a stage may run ahead of the next one: about 10 s of speech.
 STEPS_AHEAD = 64
 FRAMES_AHEAD = 128
+# A listener takes this much silence after the end of the turn for a natural pause.
+FIRST_AUDIO_SECONDS = 0.3
 
 Item = TypeVar("Item")
 
@@ -305,7 +307,9 @@ class Reply:
     ) -> AsyncIterator[reasoner_pb2.GenerateRequest]:
         yield reasoner_pb2.GenerateRequest(
             open=reasoner_pb2.GenerateOpen(
-                audio_format=self._setup.input_format, max_step_count=self._setup.max_step_count
+                audio_format=self._setup.input_format,
+                max_step_count=self._setup.max_step_count,
+                due_seconds=FIRST_AUDIO_SECONDS,
             )
         )
         for message in history:
@@ -326,6 +330,7 @@ class Reply:
                 voice_prompt=self._setup.voice_prompt,
                 sampling=self._setup.sampling,
                 max_frame_count=self._setup.max_frame_count,
+                due_seconds=FIRST_AUDIO_SECONDS,
             )
         )
         async for step in self.relayed.steps.read():
@@ -333,7 +338,9 @@ class Reply:
         yield speech_pb2.GenerateFramesRequest(end=speech_pb2.GenerateFramesEnd())
 
     async def _codec_requests(self) -> AsyncIterator[codec_pb2.DecodeRequest]:
-        yield codec_pb2.DecodeRequest(open=codec_pb2.DecodeOpen(audio_format=self._setup.output_format))
+        yield codec_pb2.DecodeRequest(
+            open=codec_pb2.DecodeOpen(audio_format=self._setup.output_format, due_seconds=FIRST_AUDIO_SECONDS)
+        )
         index = 0
         async for frame in self.relayed.frames.read():
             yield codec_pb2.DecodeRequest(frame=codec_pb2.DecodeFrame(index=index, frame=frame))

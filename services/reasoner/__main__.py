@@ -11,29 +11,35 @@ from services.inference.tokenizer import Tokenizer
 from services.reasoner import weights
 from services.reasoner.engine import ReasonerEngine
 from services.reasoner.features import MelFeatures
+from services.reasoner.memory import ReasonerMemory
 from services.reasoner.metrics import ReasonerMetrics
 from services.reasoner.service import SERVICE_NAME, ReasonerService
 from services.reasoner.settings import ReasonerSettings
 from services.runtime.settings import load
+from services.stage.memory import plan_memory
 from services.stage.process import serve_stage
 
 STAGE = "reasoner"
 
 
 def build(settings: ReasonerSettings) -> ReasonerEngine:
-    """Loads the reasoner."""
+    """Plans the reasoner's memory, then loads it."""
     checkpoint = open_checkpoint(settings.checkpoint)
     device = resolve_device(settings.device)
-    model = weights.load(checkpoint, device, resolve_dtype(settings.dtype, device))
+    dtype = resolve_dtype(settings.dtype, device)
+    config = weights.read_config(checkpoint.config)
+    demand = ReasonerMemory(config, device, dtype, prefill_chunk=settings.prefill_chunk)
+    plan = plan_memory(STAGE, settings, demand, device, settings.context_lengths(config.stack.rope.max_positions))
+    model = weights.load(checkpoint, device, dtype)
     tokenizer = Tokenizer(checkpoint.folder)
     tokenizer.check_fits(model.config.vocabulary_size)
     return ReasonerEngine(
         model,
         tokenizer,
         MelFeatures(checkpoint.folder),
-        slot_count=settings.slots,
+        slot_count=plan.slots,
         queue_limit=settings.queue_limit,
-        context_length=settings.resolve_context_length(model.config.stack.rope.max_positions),
+        context_length=plan.context_length,
         prefill_chunk=settings.prefill_chunk,
     )
 

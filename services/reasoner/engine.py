@@ -1,14 +1,18 @@
 """Schedules the reasoner's slots: one piece of a prefill and one token of every reply, in turn."""
 
-from collections.abc import Iterator
+import hashlib
+import secrets
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from services.inference.batch_rows import batch_rows
-from services.inference.prefill import PrefillQueue, chunks
+from services.inference.prefill import Pieces, PrefillQueue, Progress, chunks
+from services.inference.prefixes import Identities, KeptPrefixes, identities
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, TextStream, Tokenizer
 from services.reasoner.features import MelFeatures
@@ -45,6 +49,8 @@ class ReasonerStream(Stream[list[Turn], ReasonerStep]):
         self.decoding = False
         self.text: TextStream | None = None
         self.has_prompt = False
+        # Positions of the prompt that another stream had left.
+        self.found_count = 0
 
 
 class ReasonerEngine(SlotEngine[ReasonerStream]):
@@ -61,13 +67,16 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         context_length: int,
         prefill_chunk: int,
     ) -> None:
-        super().__init__(slot_count, queue_limit, "reasoner-device")
+        super().__init__(slot_count, queue_limit, "reasoner-device", device=model.device, keeps_longest=True)
         self.model = model
         self.tokenizer = tokenizer
         self.features = features
         self.context_length = context_length
         self.prefill_chunk = batch_rows(prefill_chunk, model.device)
         self.step = TokenStep(model, slot_count=slot_count, context_length=context_length)
+        self.kept = KeptPrefixes(slot_count)
+        # Nobody outside can make sounds that pass for others'.
+        self._clip_key = secrets.token_bytes(16)
         self._prefilling = PrefillQueue[ReasonerStream]()
 
     @torch.inference_mode()
@@ -102,34 +111,58 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
             self._decode(writing)
         return bool(self._prefilling or writing)
 
-    def _prefill(self, stream: ReasonerStream, turns: list[Turn]) -> Iterator[None]:
-        """Reads the conversation and emits the first step; yields between pieces of bounded work."""
+    def _prefill(self, stream: ReasonerStream, turns: list[Turn]) -> Pieces:
+        """Reads the conversation and emits the first step; yields between pieces of bounded work.
+
+        What a slot still holds of a prompt that began alike is copied. The rest is run, at least the last position,
+        whose state gives the first step.
+        """
         prompt = self._assemble(turns)
         stream.prompt = prompt
         stream.text = self.tokenizer.text_stream()
-        yield
-        clips = []
-        for clip in prompt.clips:
-            blocks = []
+        yield Progress.WORKED
+        places = self._identities(prompt)
+        donor, common = self.kept.longest(places)
+        found = min(common, len(places) - 1)
+        self.kept.forget(stream.slot)
+        self.step.cache.copy(donor, stream.slot, found)
+        stream.found_count = found
+        embeddings = yield from self._embed(prompt, found)
+        hidden = embeddings[:1]
+        for chunk in chunks(embeddings, self.prefill_chunk, self.step.cache, found):
+            yield Progress.WORKED
+            hidden = self.model.prefill(chunk, self.step.cache.slot(stream.slot))
+        stream.column = len(places)
+        self.kept.keep(stream.slot, places)
+        tokens = self.model.next_token(hidden)
+        self._emit(stream, int(tokens[0]), hidden[0].float().cpu().numpy())
+
+    def _embed(self, prompt: Prompt, first: int) -> Generator[Progress, None, Tensor]:
+        """Embeddings of a prompt's positions from `first` on, [n, hidden]; a block of sound at a time."""
+        ids = torch.tensor(prompt.token_ids, device=self.model.device)
+        embeddings = self.model.embed_tokens(ids)
+        for clip, (start, end) in zip(prompt.clips, prompt.clip_spans, strict=True):
+            if end <= first:
+                continue
             mel = self.features.extract(clip.samples)
             if not mel.isfinite().all():
                 # In the cache it would spoil every later reply of the slot: a mask does not hide what is no number.
                 raise Refused("the sound is too loud: its power is beyond float32; full scale is 1.0")
+            blocks = []
             for block in mel.to(self.model.device).split(self.model.config.mel_block, dim=1):
                 blocks.append(self.model.encode_block(block))
-                yield
-            clips.append(torch.cat(blocks))
-        ids = torch.tensor(prompt.token_ids, device=self.model.device)
-        embeddings = self.model.embed_tokens(ids)
-        if clips:
-            embeddings[ids == self.model.config.audio_token_id] = torch.cat(clips).to(embeddings.dtype)
-        hidden = embeddings[:1]
-        for chunk in chunks(embeddings, self.prefill_chunk, self.step.cache):
-            yield
-            hidden = self.model.prefill(chunk, self.step.cache.slot(stream.slot))
-        stream.column = len(ids)
-        tokens = self.model.next_token(hidden)
-        self._emit(stream, int(tokens[0]), hidden[0].float().cpu().numpy())
+                yield Progress.WORKED
+            embeddings[start:end] = torch.cat(blocks).to(embeddings.dtype)
+        return embeddings[first:]
+
+    def _identities(self, prompt: Prompt) -> Identities:
+        """A position of a clip is its place in that clip's sound, which no token is equal to."""
+        places = identities(prompt.token_ids)
+        for clip, (start, end) in zip(prompt.clips, prompt.clip_spans, strict=True):
+            digest = hashlib.blake2b(clip.samples.tobytes(), digest_size=8, key=self._clip_key).digest()
+            sound = int.from_bytes(digest, "little") >> 2
+            places[start:end] = -1 - sound - np.arange(end - start)
+        return places
 
     def _assemble(self, turns: list[Turn]) -> Prompt:
         clips = [part for turn in turns for part in turn.parts if isinstance(part, Clip)]
@@ -167,6 +200,7 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         if not np.isfinite(hidden).all():
             # Whoever has the slot next must not inherit it.
             self.step.cache.slot(stream.slot).clear()
+            self.kept.forget(stream.slot)
             stream.fail(NotFinite(f"the reasoner's state is not finite at step {index}"))
             return
         resumed = index < len(stream.resumed)

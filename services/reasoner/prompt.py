@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -28,10 +29,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a conversation; the placeholders of each clip stand in one run, in the clips' order."""
+    """Token ids of a conversation; the placeholders of each clip stand in one run, in the clips' order.
+
+    clip_spans: the first position of each clip, and the one after its last.
+    """
 
     token_ids: list[int]
     clips: tuple[Clip, ...]
+    clip_spans: tuple[tuple[int, int], ...]
 
 
 def assemble(
@@ -47,7 +52,11 @@ def assemble(
     expanded = pieces[0]
     for count, piece in zip(clip_token_counts, pieces[1:], strict=True):
         expanded += placeholder * count + piece
-    return Prompt(tokenizer.encode(expanded), clips)
+    token_ids = tokenizer.encode(expanded)
+    # No text may spell a special token, so every placeholder is a clip's.
+    places = iter([index for index, token_id in enumerate(token_ids) if token_id == audio_token_id])
+    spans = [list(islice(places, count)) for count in clip_token_counts]
+    return Prompt(token_ids, clips, tuple((span[0], span[-1] + 1) if span else (0, 0) for span in spans))
 
 
 def _message(turn: Turn) -> dict[str, Any]:

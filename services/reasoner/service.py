@@ -17,6 +17,7 @@ from services.runtime.audio import check_duration, check_format, decode_pcm
 from services.runtime.errors import InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import encode_tensor
+from services.stage.due import check_due
 from services.stage.refusals import refusals
 
 SERVICE_NAME = reasoner_pb2.DESCRIPTOR.services_by_name["ReasonerService"].full_name
@@ -88,6 +89,7 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
             listening.cancel()
         assert stream.prompt is not None
         self._metrics.prompt_tokens.inc(len(stream.prompt.token_ids))
+        self._metrics.count_prefix(stream.found_count)
         return reasoner_pb2.GenerateFinished(
             reason=_REASONS[stream.finish_reason],
             step_count=stream.step_count,
@@ -106,7 +108,9 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
             raise InvalidArgument(
                 f"open.resume.token_ids must be below {vocabulary}, got {wrong[0]}", field="open.resume.token_ids"
             )
-        return ReasonerStream(limit, resumed)
+        stream = ReasonerStream(limit, resumed)
+        stream.due_seconds = check_due(opening.due_seconds)
+        return stream
 
     def _opened(self, stream: ReasonerStream) -> reasoner_pb2.GenerateResponse:
         config = self._engine.model.config

@@ -7,10 +7,10 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor
 
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import ProcessSettings
 
 
-def configure(stage: str, settings: ServiceSettings) -> None:
+def configure(stage: str, settings: ProcessSettings) -> None:
     """Sends structlog's and the standard library's records to stdout, with stage, level, timestamp and ids."""
 
     def add_stage(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -70,6 +70,19 @@ class StreamOutcome:
     reason: FinishedReason = "stop"
 
 
+class CacheMetrics:
+    """How often something was found in a cache."""
+
+    def __init__(self, name: str, meaning: str, registry: CollectorRegistry) -> None:
+        self._lookups = Counter(f"{name}_lookups_total", f"{meaning}.", labelnames=["outcome"], registry=registry)
+        for outcome in ("hit", "miss"):  # a rate needs the zero before the first one
+            self._lookups.labels(outcome)
+
+    def count(self, is_hit: bool) -> None:
+        """Counts a look."""
+        self._lookups.labels("hit" if is_hit else "miss").inc()
+
+
 class SlotMetrics:
     """Slots, their queue and how their streams ended: what each stage with slots counts."""
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,37 +55,60 @@ async def serve(
     Log lines "listening", "ready" and "failed" say how far it is; a failure before "ready" ends with status 1.
     """
     configure(stage, settings)
+    server = running(
+        stage=stage,
+        settings=settings,
+        add=add,
+        services=services,
+        prepare=prepare,
+        close=close,
+        registry=registry,
+        wait_ready=False,
+    )
+    await serve_until_signalled({stage: server})
+
+
+async def serve_until_signalled(servers: Mapping[str, AbstractAsyncContextManager[RunningServer]]) -> None:
+    """Serves side by side, a server for each stage, until SIGTERM or SIGINT; then all of them drain.
+
+    `servers` are from `running`, without waiting. What is logged meanwhile on any of a server's tasks has its stage.
+    One that fails before it is ready logs "failed"; the others drain as well, and the process ends with status 1.
+    """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        async with running(
-            stage=stage,
-            settings=settings,
-            add=add,
-            services=services,
-            prepare=prepare,
-            close=close,
-            registry=registry,
-            wait_ready=False,
-        ) as server:
-            stopped = asyncio.create_task(stop.wait())
-            try:
-                await asyncio.wait((stopped, server.prepared), return_when=asyncio.FIRST_COMPLETED)
-                if server.prepared.done():
-                    server.prepared.result()
-                await stopped
-            finally:
-                await _cancel(stopped)
-    except CannotStart as refusal:
-        structlog.get_logger().error("failed", reason=str(refusal))
-        raise SystemExit(1) from None
-    except Exception as failure:
-        structlog.get_logger().error("failed", reason=str(failure), exc_info=failure)
-        raise SystemExit(1) from failure
+        async with asyncio.TaskGroup() as tasks:
+            serving = [tasks.create_task(_serve_until(stop, *server)) for server in servers.items()]
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+    if not all(served.result() for served in serving):
+        raise SystemExit(1)
+
+
+async def _serve_until(stop: asyncio.Event, stage: str, entering: AbstractAsyncContextManager[RunningServer]) -> bool:
+    with structlog.contextvars.bound_contextvars(stage=stage):
+        log = structlog.get_logger()
+        try:
+            async with entering as server:
+                stopped = asyncio.create_task(stop.wait())
+                try:
+                    await asyncio.wait((stopped, server.prepared), return_when=asyncio.FIRST_COMPLETED)
+                    if server.prepared.done():
+                        server.prepared.result()
+                    await stopped
+                finally:
+                    await _cancel(stopped)
+        except CannotStart as refusal:
+            log.error("failed", reason=str(refusal))
+        except Exception as failure:
+            log.error("failed", reason=str(failure), exc_info=failure)
+        else:
+            return True
+        # Not by cancelling them: a gRPC server that is cancelled while it starts can neither start nor stop.
+        stop.set()
+        return False
 
 
 @asynccontextmanager

@@ -18,25 +18,16 @@ from pydantic_settings import (
 from services.runtime.channel import MAX_MESSAGE_BYTES
 
 
-class ServiceSettings(BaseSettings):
-    """What every service can be told; a stage's settings add fields, each with a description.
+class ProcessSettings(BaseSettings):
+    """What every process can be told; its services' settings add fields, each with a description.
 
-    Made by hand (in tests) it knows only its arguments; the environment counts under a stage's prefix, with `load`.
+    Made by hand (in tests) it knows only its arguments; the environment counts under a prefix, with `load`.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
 
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
-    port: int = Field(0, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
-    metrics_port: int = Field(0, ge=0, le=65535, description="port for Prometheus metrics; 0 takes any free one")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["json", "console"] = Field("json", description="one JSON object a line, or text for people")
-    grace_seconds: float = Field(
-        30.0, ge=0, le=3600, description="time that open streams get to end after SIGTERM, in seconds"
-    )
-    max_message_bytes: int = Field(
-        MAX_MESSAGE_BYTES, ge=65536, le=2**31 - 1, description="largest message that is taken or sent, in bytes"
-    )
 
     @classmethod
     def settings_customise_sources(
@@ -52,7 +43,21 @@ class ServiceSettings(BaseSettings):
         return (init_settings, env_settings) if env_settings.env_prefix else (init_settings,)
 
 
-Settings = TypeVar("Settings", bound=ServiceSettings)
+class ServiceSettings(ProcessSettings):
+    """What every service can be told."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(0, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
+    metrics_port: int = Field(0, ge=0, le=65535, description="port for Prometheus metrics; 0 takes any free one")
+    grace_seconds: float = Field(
+        30.0, ge=0, le=3600, description="time that open streams get to end after SIGTERM, in seconds"
+    )
+    max_message_bytes: int = Field(
+        MAX_MESSAGE_BYTES, ge=65536, le=2**31 - 1, description="largest message that is taken or sent, in bytes"
+    )
+
+
+Settings = TypeVar("Settings", bound=ProcessSettings)
 
 
 def load(settings_class: type[Settings], argv: list[str], *, stage: str) -> Settings:

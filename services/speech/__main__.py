@@ -12,24 +12,32 @@ from services.inference.tokenizer import Tokenizer
 from services.runtime.settings import load
 from services.speech import weights
 from services.speech.engine import SpeechEngine
+from services.speech.memory import SpeechMemory
 from services.speech.metrics import SpeechMetrics
 from services.speech.service import SERVICE_NAME, SpeechService
 from services.speech.settings import SpeechSettings
+from services.stage.memory import plan_memory
 from services.stage.process import serve_stage
 
 STAGE = "speech"
 
 
 def build(settings: SpeechSettings) -> SpeechEngine:
-    """Loads backbone and depth decoder."""
+    """Plans the memory of backbone and depth decoder, then loads them."""
     checkpoint = open_checkpoint(settings.checkpoint)
     if settings.rope_scaling == "config" and (unscaled := weights.unscaled_stacks(checkpoint.config)):
         structlog.get_logger().warning("no rope scaling in config.json", sections=unscaled, setting="rope_scaling")
     device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    config = weights.read_config(checkpoint.config, settings.rope_scaling)
+    demand = SpeechMemory(
+        config, device, dtype, prefill_chunk=settings.prefill_chunk, voice_cache_mib=settings.voice_cache_mib
+    )
+    plan = plan_memory(STAGE, settings, demand, device, settings.context_lengths(config.backbone.rope.max_positions))
     model = weights.load(
         checkpoint,
         device,
-        resolve_dtype(settings.dtype, device),
+        dtype,
         depth_positions=settings.depth_positions,
         rope_scaling=settings.rope_scaling,
     )
@@ -38,10 +46,11 @@ def build(settings: SpeechSettings) -> SpeechEngine:
     return SpeechEngine(
         model,
         tokenizer,
-        slot_count=settings.slots,
+        slot_count=plan.slots,
         queue_limit=settings.queue_limit,
-        context_length=settings.resolve_context_length(model.config.backbone.rope.max_positions),
+        context_length=plan.context_length,
         prefill_chunk=settings.prefill_chunk,
+        voice_cache_bytes=plan.voice_cache_bytes,
     )
 
 

@@ -1,6 +1,5 @@
 """Schedules the speech slots: a chunk of a voice prompt and one frame of every reply, in turn."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -8,13 +7,14 @@ import numpy as np
 import torch
 
 from services.inference.batch_rows import batch_rows
-from services.inference.prefill import PrefillQueue, chunks
+from services.inference.prefill import Pieces, PrefillQueue, Progress, chunks
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
 from services.speech.end_of_speech import judge
 from services.speech.frame_step import FrameStep
 from services.speech.interleave import Interleave, Next, positions_needed
 from services.speech.model import NO_CODE, SpeechModel
+from services.speech.voice_cache import VoiceCache
 
 Codes = list[int]
 
@@ -74,10 +74,21 @@ class SpeechStream(Stream[SpeechStep, SpeechFrame]):
         self.previous: Codes = []
         self.column = 0
         self.speaking = False
+        self.found_voice = False
+
+    @property
+    def prompt(self) -> bytes:
+        """All that the voice prompt's prefill follows from."""
+        text = np.array(self.transcript_ids, np.int64).tobytes()
+        return len(text).to_bytes(8, "little") + text + np.array(self.voice.frames, np.int64).tobytes()
 
 
 class SpeechEngine(SlotEngine[SpeechStream]):
-    """The speech slots. `prefill_chunk`: positions of a voice prompt that are run between two frames."""
+    """The speech slots.
+
+    `prefill_chunk`: positions of a voice prompt that are run between two frames. `voice_cache_bytes`: what may be kept
+    of the voice prompts that were run, so that each is run once.
+    """
 
     def __init__(
         self,
@@ -88,13 +99,16 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         queue_limit: int,
         context_length: int,
         prefill_chunk: int,
+        voice_cache_bytes: int,
     ) -> None:
-        super().__init__(slot_count, queue_limit, "speech-device")
+        super().__init__(slot_count, queue_limit, "speech-device", device=model.device)
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.prefill_chunk = batch_rows(prefill_chunk, model.device)
         self.step = FrameStep(model, slot_count=slot_count, context_length=context_length)
+        self.voices = VoiceCache(voice_cache_bytes)
+        self._voices_under_way: set[bytes] = set()
         self._prefilling = PrefillQueue[SpeechStream]()
         self._largest_value = torch.finfo(model.dtype).max
 
@@ -146,14 +160,31 @@ class SpeechEngine(SlotEngine[SpeechStream]):
             self._speak(speaking)
         return bool(self._prefilling or speaking)
 
-    def _prefill(self, stream: SpeechStream) -> Iterator[None]:
-        """Runs the voice prompt; yields before each chunk."""
+    def _prefill(self, stream: SpeechStream) -> Pieces:
+        """Makes the voice prompt's keys and values the slot's; yields before each chunk that is run for it."""
+        voice, cache = stream.prompt, self.step.cache
+        while voice in self._voices_under_way:  # what another stream is at need not be done twice
+            yield Progress.WAITED
+        kept = self.voices.get(voice)
+        stream.found_voice = kept is not None
+        if kept is not None:
+            cache.write(stream.slot, kept)
+            stream.column = kept.shape[2]
+            return
+        self._voices_under_way.add(voice)
+        try:
+            yield from self._run_voice(stream)
+            self.voices.put(voice, cache.read(stream.slot, stream.column))
+        finally:
+            self._voices_under_way.remove(voice)
+
+    def _run_voice(self, stream: SpeechStream) -> Pieces:
         device = self.model.device
         transcript = torch.tensor(stream.transcript_ids, dtype=torch.int64, device=device)
         frames = torch.tensor(stream.voice.frames, dtype=torch.int64, device=device)
         prompt = self.model.embed_voice(transcript, frames)
         for chunk in chunks(prompt, self.prefill_chunk, self.step.cache):
-            yield
+            yield Progress.WORKED
             self.step.prefill(chunk, stream.slot)
         stream.column = len(prompt)
 

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from services.runtime.metrics import FIRST_AUDIO_BUCKETS, FRAME_INTERVAL_BUCKETS, SlotMetrics
+from services.runtime.metrics import FIRST_AUDIO_BUCKETS, FRAME_INTERVAL_BUCKETS, CacheMetrics, SlotMetrics
 
 
 class SpeechMetrics:
@@ -21,5 +21,8 @@ class SpeechMetrics:
             "Between two frames of a reply, waiting for steps included, in seconds; a frame lasts 0.08.",
             buckets=FRAME_INTERVAL_BUCKETS,
             registry=registry,
+        )
+        self.voices = CacheMetrics(
+            "chroma_speech_voice", "Voice prompts, by whether their keys and values were kept from before", registry
         )
         self.frames = Counter("chroma_speech_frames_total", "Frames that were sent.", registry=registry)

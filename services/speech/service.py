@@ -16,6 +16,7 @@ from services.runtime.tensors import check_frame, decode_tensor
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechStep, SpeechStream, Voice
 from services.speech.metrics import SpeechMetrics
 from services.speech.model import SpeechConfig
+from services.stage.due import check_due
 from services.stage.refusals import refusals
 
 SERVICE_NAME = speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name
@@ -80,6 +81,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
             else:
                 first_frame_seconds = now - feed.first_step_at
                 self._metrics.first_frame.observe(first_frame_seconds)
+                self._metrics.voices.count(stream.found_voice)
             last = now
             spoken = speech_pb2.SpokenFrame(
                 index=frame.index, frame=types_pb2.Frame(codes=frame.codes), step_count=frame.step_count
@@ -104,6 +106,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
         voice = Voice(prompt.transcript, self._codes(prompt.frames, "open.voice_prompt.frames"))
         resumed = self._codes(opening.resume.frames, "open.resume.frames")
         stream = SpeechStream(voice, self._sampling(opening.sampling), limit, resumed)
+        stream.due_seconds = check_due(opening.due_seconds)
         stream.transcript_ids = self._engine.transcript_ids(voice)
         return stream
 

@@ -20,3 +20,6 @@ class SpeechSettings(TransformerStageSettings):
         description="rope scaling of a stack that config.json gives none: config leaves it plain, published takes the "
         "values of the first published code",
     )
+    voice_cache_mib: int = Field(
+        256, ge=0, le=2**20, description="memory for the prefixes of voices that were used, in MiB; part of the budget"
+    )

@@ -72,14 +72,21 @@ class StageLife:
         # Its own handler writes plain text to stderr; through the root logger its warnings become JSON lines.
         transformers.logging.disable_default_handler()
         transformers.logging.enable_propagation()
-        if self._settings.threads is not None:
-            torch.set_num_threads(self._settings.threads)
+        fix_convolutions()
+        # Nobody sets the number of this thread, the event loop's: it stays the library's choice.
+        thread_count = self._settings.threads or torch.get_num_threads()
+
+        def load() -> Any:
+            compute_on(thread_count)
+            return self._build()
+
         try:
-            engine = await asyncio.to_thread(self._build)
+            engine = await asyncio.to_thread(load)
         except (CheckpointError, BadSetting) as refusal:
             raise CannotStart(str(refusal)) from refusal
         engine.start()
         self._engine = engine
+        await engine.call(lambda: compute_on(thread_count))
         await engine.call(lambda: self._warm(engine))
         self._service.attach(engine)
 
@@ -87,3 +94,15 @@ class StageLife:
         """Ends the device thread, if it was started."""
         if self._engine is not None:
             await asyncio.to_thread(self._engine.close)
+
+
+def compute_on(thread_count: int) -> None:
+    """Makes the calling thread compute on so many CPU threads, whatever other threads of the process are told."""
+    torch.get_num_threads()  # or the thread's first computation would take over what was set last, by any of them
+    torch.set_num_threads(thread_count)
+
+
+def fix_convolutions() -> None:
+    """Lets CUDA's convolutions give the same bits each time, in whole float32; for all threads of the process."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False

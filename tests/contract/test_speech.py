@@ -459,8 +459,9 @@ async def test_cancelling_frees_the_slot(server: Server) -> None:
             assert await call.read() is not grpc.aio.EOF
         call.cancel()
         await until_idle(server.engine)
+    unheard = Voice("A voice that was never run before.", VOICE.frames)
     with gated(server.engine.model, "prefill") as gate:
-        call = server.stub.GenerateFrames(iter([opening(), STEP, END]), timeout=DEADLINE_SECONDS)
+        call = server.stub.GenerateFrames(iter([opening(unheard), STEP, END]), timeout=DEADLINE_SECONDS)
         await gate.reached()
         call.cancel()
         gate.opened.set()
@@ -490,9 +491,10 @@ async def test_a_bug_is_internal_and_tells_no_secret(server: Server, monkeypatch
 
 
 async def test_health_answers_while_a_prefill_runs(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
-    case = golden_cases["length_limit"]
+    requests = wire_case(golden_cases["length_limit"])
+    requests[0].open.voice_prompt.transcript += " As nobody has asked for it before."
     with gated(server.engine.model, "prefill") as gate:
-        reply = asyncio.create_task(generate(server, wire_case(case)))
+        reply = asyncio.create_task(generate(server, requests))
         await gate.reached()
         for name in ("", SERVICE_NAME):
             answer = await server.health.Check(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_SECONDS)
@@ -500,7 +502,7 @@ async def test_health_answers_while_a_prefill_runs(server: Server, golden_cases:
         assert not gate.opened.is_set()
         assert not reply.done()
         gate.opened.set()
-        assert (await reply).frames == case.frames
+        assert (await reply).frames == (await generate(server, requests)).frames
 
 
 async def test_a_reply_that_ends_before_its_steps_ends_well_however_the_client_leaves(server: Server) -> None:

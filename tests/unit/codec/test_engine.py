@@ -82,6 +82,8 @@ async def test_an_error_in_a_round_fails_the_streams_of_that_round_only(codec, r
         healthy = engine._decoder
 
         class Broken:
+            width = 1
+
             def reset(self, slot: int) -> None:
                 healthy.reset(slot)
 

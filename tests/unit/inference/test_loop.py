@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
 from services.inference.loop import Loop
 
@@ -28,7 +29,7 @@ class Rounds:
 
 @contextmanager
 def running(work: Callable[[], bool]) -> Iterator[Loop]:
-    loop = Loop(work, "device-test")
+    loop = Loop(work, "device-test", torch.device("cpu"))
     loop.start()
     try:
         yield loop
@@ -155,7 +156,7 @@ def test_a_wake_during_a_round_is_not_lost() -> None:
 
 def test_close_cancels_what_did_not_run_and_ends_the_thread() -> None:
     ran: list[int] = []
-    loop = Loop(Rounds(), "device-test")
+    loop = Loop(Rounds(), "device-test", torch.device("cpu"))
     loop.start()
     waiting: list[Future[None]] = []
     with blocked(loop):
@@ -186,7 +187,7 @@ async def test_a_call_after_close_is_cancelled() -> None:
 
 
 def test_close_before_start_and_twice_is_harmless() -> None:
-    never_started = Loop(Rounds(), "device-test")
+    never_started = Loop(Rounds(), "device-test", torch.device("cpu"))
     posted = never_started.post(lambda: None)
     never_started.close()
     assert posted.cancelled()

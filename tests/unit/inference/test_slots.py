@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ class EchoEngine(SlotEngine[EchoStream]):
     """A fake engine that checks its own laws on the device thread: `broken` lists those that were not kept."""
 
     def __init__(self, slot_count: int = 2, queue_limit: int = 4) -> None:
-        super().__init__(slot_count, queue_limit, "echo-device")
+        super().__init__(slot_count, queue_limit, "echo-device", device=torch.device("cpu"))
         self.joined: list[EchoStream] = []
         self.left: list[EchoStream] = []
         self.broken: list[str] = []

@@ -292,7 +292,7 @@ async def test_an_error_in_a_round_fails_its_replies_and_the_engine_goes_on(
         raise RuntimeError("the device is lost")
 
     async with started(engine):
-        for step in ("prefill", "decode", "encode_block"):
+        for step in ("prefill", "encode_block", "decode"):
             with monkeypatch.context() as patch:
                 patch.setattr(engine.model, step, broken)
                 with pytest.raises(RuntimeError, match="the device is lost"):

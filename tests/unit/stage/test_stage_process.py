@@ -20,7 +20,7 @@ class IdleEngine(SlotEngine[Stream[int, int]]):
     """An engine without a model."""
 
     def __init__(self) -> None:
-        super().__init__(1, 1, "idle-device")
+        super().__init__(1, 1, "idle-device", device=torch.device("cpu"))
 
     def join(self, stream: Stream[int, int]) -> None:
         """Nothing to prepare."""
@@ -107,19 +107,28 @@ async def test_closing_what_was_never_prepared_is_harmless() -> None:
     await life(Recorder()).close()
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(None, []), (3, [3])])
-async def test_threads_are_set_before_loading(
-    monkeypatch: pytest.MonkeyPatch, threads: int | None, expected: list[int]
-) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    recorder = Recorder()
+async def threads_of(*settings: int | None) -> tuple[list[int], list[int]]:
+    """CPU threads while each stage was built, and on its device thread once all stages of this process are up."""
+    while_built: list[int] = []
 
     def build() -> IdleEngine:
-        assert seen == expected
-        return recorder.build()
+        while_built.append(torch.get_num_threads())
+        return IdleEngine()
 
-    stage = life(recorder, SETTINGS.model_copy(update={"threads": threads}), build=build)
-    await stage.prepare()
-    await stage.close()
-    assert seen == expected
+    recorders = [Recorder() for _ in settings]
+    stages = [
+        life(recorder, SETTINGS.model_copy(update={"threads": threads}), build=build)
+        for recorder, threads in zip(recorders, settings, strict=True)
+    ]
+    for stage in stages:
+        await stage.prepare()
+    on_device = [await recorder.engine.call(torch.get_num_threads) for recorder in recorders if recorder.engine]
+    for stage in stages:
+        await stage.close()
+    return while_built, on_device
+
+
+async def test_each_stage_of_a_process_computes_on_the_threads_it_was_told() -> None:
+    before = torch.get_num_threads()
+    assert await threads_of(3, None, 2) == ([3, before, 2], [3, before, 2])
+    assert torch.get_num_threads() == before

@@ -1,0 +1,41 @@
+"""What the codec takes on its device."""
+
+import torch
+
+from services.codec.mimi import StreamingDecoder
+from services.codec.model import CodecConfig, build_mimi
+from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes
+
+SOUND_COPIES = 4
+"""Of the widest signal, which are alive at once in a residual block: its input, the padded copy of what is convolved,
+the result and the sum."""
+
+
+class CodecMemory:
+    """The bytes of weights, slots and steps, from the config alone.
+
+    `maximum_seconds`: of the longest sound that is encoded. A slot's length is the decoder's window, not a choice.
+    """
+
+    voice_cache_bytes = 0
+
+    def __init__(self, config: CodecConfig, *, maximum_seconds: float) -> None:
+        mimi = build_mimi(config.mimi, META)
+        decoder = StreamingDecoder(mimi, config.codebook_count)
+        self._mimi = config.mimi
+        self._samples_per_frame = decoder.samples_per_frame
+        self._sound_samples = int(maximum_seconds * config.mimi.sampling_rate)
+        self._state_bytes = held_bytes(decoder.new_state(1))
+        self.window = decoder.ring_columns
+        # Encoding divides each codebook's sums by its counts, once, and keeps the quotients.
+        codebooks = config.codebook_count * config.mimi.codebook_size * config.mimi.codebook_dim
+        self.weights_bytes = module_bytes(mimi, decoder) + codebooks * torch.float32.itemsize
+
+    def slot_bytes(self, context_length: int) -> int:  # noqa: ARG002 - the window is in the state
+        """What the decoder remembers of the frames before."""
+        return self._state_bytes
+
+    def workspace_bytes(self, slots: int, context_length: int) -> int:  # noqa: ARG002
+        """The encoding of the longest sound, and a frame of every slot."""
+        samples = self._sound_samples + slots * self._samples_per_frame
+        return WORKSPACE_FACTOR * SOUND_COPIES * samples * self._mimi.num_filters * torch.float32.itemsize
