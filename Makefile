@@ -1,10 +1,10 @@
-# setup · demo · protos · check · test · help; CI runs these targets and nothing else.
+# setup · demo · protos · check · test · bench · help; CI runs these targets and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: help setup demo protos check test
+.PHONY: help setup demo protos check test bench
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,3 +38,8 @@ check: setup ## formatting, lint, types, import rules, protos
 
 test: setup ## all tests
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# 128 frames to 38 steps: the published 485 to 144 in little. One thread a stage, in the mesh as in one process.
+bench: setup ## how fast the mesh is on this machine, in about 5 minutes: bench/
+	$(BIN)/chroma-mesh bench --checkpoint random:small --device cpu --threads 1 --frames 128 \
+		--sessions 1,2,4,8 --rate 0.5 --duration 30 --engine --out bench

@@ -17,7 +17,7 @@ from client.connection import DEFAULT_ADDRESS, connect
 from client.errors import ClientError, InputError
 from client.golden_case import open_golden_folder, read_case
 from client.interruption import Interrupted, run
-from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings
+from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings, Placement
 from client.parity import Outcomes, connected_stages, run_cases
 from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ
 from client.reply_display import ReplyDisplay, printable
@@ -73,7 +73,17 @@ def up(
     checkpoint: Checkpoint = "random:tiny",
     device: DeviceOption = Device.AUTO,
     dtype: DTypeOption = DType.AUTO,
-    slots: Annotated[int | None, typer.Option(min=1, help="Replies at a time, of every stage.")] = None,
+    placement: Annotated[
+        Placement,
+        typer.Option(help="A process for each stage, or one for all three: on one GPU they need not take turns then."),
+    ] = Placement.SEPARATE,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Replies at a time, of every stage; default: what its memory holds.")
+    ] = None,
+    memory_gib: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="What the stages may take on their device, together; default: 90 percent of it."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of reasoner and speech, each; default: half the cores.")
     ] = None,
@@ -103,7 +113,9 @@ def up(
         checkpoint=checkpoint,
         device=device,
         dtype=dtype,
+        placement=placement,
         slots=slots,
+        memory_gib=memory_gib,
         threads=threads,
         host=host,
         port=port,
@@ -333,6 +345,79 @@ def demo(
         run(show(log))
 
 
+@app.command("bench")
+def bench_command(
+    address: Annotated[
+        str | None, typer.Option(help="A mesh that runs; without it, one is started for the run.", metavar="HOST:PORT")
+    ] = None,
+    sessions: Annotated[
+        str | None,
+        typer.Option(
+            help="Callers at a time, turns back to back; 1,2,4,8 is the default without --rate.", metavar="N,…"
+        ),
+    ] = None,
+    replies: Annotated[int, typer.Option(min=1, help="Turns of every caller, after one that is not counted.")] = 4,
+    live: Annotated[bool, typer.Option("--live", help="Callers speak and listen in real time, as people do.")] = False,
+    rate: Annotated[
+        str | None,
+        typer.Option(help="Turns a second that arrive whatever becomes of those before, as 0.5,1,2.", metavar="X,…"),
+    ] = None,
+    duration: Annotated[
+        float, typer.Option(min=0.001, max=86_400, help="How long turns arrive at each --rate, in seconds.")
+    ] = 60,
+    frames: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="Length of a reply in frames of 80 ms.")] = 485,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, max=2**32 - 1, help="Reasoner steps of a reply; default: 144 to 485 frames."),
+    ] = None,
+    user_seconds: Annotated[float, typer.Option(min=0.1, max=300, help="What the user says, in seconds.")] = 3,
+    voice_seconds: Annotated[float, typer.Option(min=0.1, max=30, help="Example of the voice, in seconds.")] = 10,
+    voice: Annotated[
+        str | None, typer.Option(help="Answer with this voice of the mesh, rather than one made for the run.")
+    ] = None,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Measure the engines without a mesh as well, and compare.")
+    ] = False,
+    checkpoint: Checkpoint = "random:tiny",
+    device: DeviceOption = Device.AUTO,
+    dtype: DTypeOption = DType.AUTO,
+    placement: Annotated[Placement, typer.Option(help="As of 'up'.")] = Placement.SEPARATE,
+    slots: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for bench.json, bench.md and bench.png.", metavar="DIR")
+    ] = None,
+    logs: Logs = None,
+) -> None:
+    """Measure how fast a mesh answers, as voice apps would notice.
+
+    Exit status 0: measured; 1: no turn got a reply, or something broke; 2: the options do not fit.
+    """
+    from client.bench.packages import check_bench_installed
+
+    check_bench_installed()
+    from client.bench.command import bench
+    from client.bench.settings import BenchSettings, read_loads
+    from client.bench.shape import ReplyShape
+
+    mesh = MeshSettings(
+        checkpoint=checkpoint, device=device, dtype=dtype, placement=placement, slots=slots, threads=threads
+    )
+    if address is not None and (mesh != MeshSettings() or engine or logs):
+        raise InputError(
+            "--address is a mesh that runs already: give neither what one is started with, nor --engine or --logs"
+        )
+    settings = BenchSettings(
+        shape=ReplyShape.of(frames, steps, user_seconds),
+        loads=read_loads(sessions, rate, reply_count=replies, is_live=live, duration_seconds=duration),
+        voice=voice,
+        voice_seconds=voice_seconds,
+    )
+    if address is None:
+        check_server_installed()
+    bench(settings, None if address else mesh, address or "", with_engines=engine, out=out, logs=logs)
+
+
 async def hold_conversation(
     console: Console, address: str, settings: SessionSettings, turns: Sequence[Turn], outputs: Sequence[Path]
 ) -> None:
@@ -356,7 +441,8 @@ def service_reporter(console: Console) -> Callable[[ServiceEvent], None]:
     def report(event: ServiceEvent) -> None:
         what = {
             "started": "starting",
-            "ready": f"ready at {event.address} after {event.seconds:.1f} s, metrics at {event.metrics_address}",
+            "ready": f"ready at {event.address} after {event.seconds:.1f} s, metrics at {event.metrics_address}"
+            + (f" ({event.size})" if event.size else ""),
             "stopped": "stopped",
         }[event.kind]
         console.print(

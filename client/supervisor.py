@@ -1,4 +1,4 @@
-"""A mesh on this machine: the four services as child processes that live and die together."""
+"""A mesh on this machine: its services in child processes that live and die together."""
 
 import asyncio
 import contextlib
@@ -33,18 +33,23 @@ MAXIMUM_LINE_BYTES = 2**20
 
 Command = Callable[[str], Sequence[str]]
 LineSink = Callable[[str, str], None]
-"""Takes a service's name and one line that it wrote."""
+"""Takes a process's name, which is its service's or "colocated", and one line that it wrote."""
 
 
 @dataclass(frozen=True)
 class ServiceEvent:
-    """Something that happened to a service: its process runs, it is ready to serve, or it has ended as asked."""
+    """Something that happened to a service: its process runs, it is ready to serve, or it has ended as asked.
+
+    `service` names all of a process's services where it is the process that started or stopped, and it has no address.
+    `size`: how many replies at a time it has memory for, in words; "" for one that does not say.
+    """
 
     service: str
     kind: Literal["started", "ready", "stopped"]
     pid: int
     address: str
     metrics_address: str
+    size: str
     seconds: float
 
 
@@ -52,11 +57,13 @@ Reporter = Callable[[ServiceEvent], None]
 
 
 class ServiceDiedError(ClientError):
-    """A service of the mesh ended by itself."""
+    """A service of the mesh ended by itself, and with it those that share its process."""
 
-    def __init__(self, service: str, status: int, reason: str) -> None:
-        super().__init__(f"the {service} service {describe_status(status)}: {reason}")
-        self.service = service
+    def __init__(self, services: Sequence[str], status: int, reason: str) -> None:
+        names = in_words(services)
+        what = f"the {names} service" if len(services) == 1 else f"the process of {names}"
+        super().__init__(f"{what} {describe_status(status)}: {reason}")
+        self.service = names
         self.status = status
         self.reason = reason
 
@@ -71,47 +78,73 @@ def describe_status(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
+def in_words(names: Sequence[str]) -> str:
+    """ "reasoner", "reasoner and speech", "reasoner, speech and codec"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 @dataclass
 class Service:
-    """A child process and what it has said."""
+    """A server of a child process, and what it has said."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    address: "asyncio.Future[str]"
+    metrics_address: str = ""
+    size: str = ""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class ServiceProcess:
+    """A child process with one service or several, and what it has said."""
 
     name: str
     process: asyncio.subprocess.Process
     started_at: float
-    address: "asyncio.Future[str]"
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    metrics_address: str = ""
+    services: dict[str, Service]
     failure: str = ""
     error: str = ""
     stderr_tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     readers: "list[asyncio.Task[None]]" = field(default_factory=list)
 
-    def event(self, kind: Literal["started", "ready", "stopped"]) -> ServiceEvent:
-        """What there is to report now."""
-        address = self.address.result() if self.address.done() else ""
+    def event(self, kind: Literal["started", "ready", "stopped"], service: Service | None = None) -> ServiceEvent:
+        """What there is to report now, of one service or of the process."""
+        if service is None and len(self.services) == 1:
+            (service,) = self.services.values()
+        name = in_words(list(self.services)) if service is None else service.name
+        address = service.address.result() if service is not None and service.address.done() else ""
+        metrics_address, size = ("", "") if service is None else (service.metrics_address, service.size)
         seconds = time.monotonic() - self.started_at
-        return ServiceEvent(self.name, kind, self.process.pid, address, self.metrics_address, seconds)
+        return ServiceEvent(name, kind, self.process.pid, address, metrics_address, size, seconds)
 
-    def read_line(self, line: str) -> bool:
-        """Takes in a line of its log; returns whether the service became ready with it."""
+    def read_line(self, line: str) -> Service | None:
+        """Takes in a line of its log; returns the service that became ready with it."""
         try:
             entry = json.loads(line)
         except ValueError:
-            return False
+            return None
         if not isinstance(entry, dict):
-            return False
-        event = entry.get("event")
-        if event == "listening" and not self.address.done():
-            self.metrics_address = str(entry.get("metrics_address") or "")
-            self.address.set_result(str(entry.get("address")))
-        elif event == "failed":
-            self.failure = str(entry.get("reason") or last_line(str(entry.get("exception", ""))) or line)
+            return None
+        event, service = entry.get("event"), self.services.get(str(entry.get("stage")))
+        said_by = f"{service.name}: " if service is not None and len(self.services) > 1 else ""
+        if event == "failed":
+            reason = str(entry.get("reason") or last_line(str(entry.get("exception", ""))) or line)
+            self.failure = self.failure or said_by + reason
         elif entry.get("level") in ("error", "critical"):
-            self.error = str(entry.get("reason") or event)
-        elif event == "ready" and self.address.done():
-            self.ready.set()
-            return True
-        return False
+            self.error = said_by + str(entry.get("reason") or event)
+        elif service is None:
+            return None
+        elif event == "listening" and not service.address.done():
+            service.metrics_address = str(entry.get("metrics_address") or "")
+            service.address.set_result(str(entry.get("address")))
+        elif event == "memory":
+            service.size = str(entry.get("summary") or "")
+        elif event == "ready" and service.address.done():
+            service.ready.set()
+            return service
+        return None
 
     async def drain(self) -> None:
         """Waits for its last lines once it has ended; a process of its own that holds the pipes is not waited for."""
@@ -149,9 +182,9 @@ def tethered(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", str(Path(__file__).with_name("tether.py")), str(os.getpid()), *command]
 
 
-def module_command(service: str) -> list[str]:
-    """How a service is started: by this interpreter, never from the working directory."""
-    return [sys.executable, "-P", "-m", f"services.{service}"]
+def module_command(process: str) -> list[str]:
+    """How a process is started: by this interpreter, never from the working directory."""
+    return [sys.executable, "-P", "-m", f"services.{process}"]
 
 
 def check_server_installed() -> None:
@@ -186,8 +219,8 @@ async def running_mesh(
 ) -> AsyncIterator[RunningMesh]:
     """Starts the services, yields when all are ready, and stops them all at exit, whatever the reason.
 
-    `report` is told what happens to each service, `log` gets every line they write. ServiceDiedError when one ends by
-    itself, also while the caller is inside.
+    `report` is told what happens to each service, `log` gets every line they write, `command` says how the process of a
+    name is started. ServiceDiedError when one ends by itself, also while the caller is inside.
     """
     check_addresses_free(settings)
     supervisor = Supervisor(settings, report, log, command)
@@ -223,22 +256,23 @@ class Supervisor:
         self._report = report
         self._log = log
         self._command = command
-        self._services: dict[str, Service] = {}
+        self._processes: dict[str, ServiceProcess] = {}
         self._watching: list[asyncio.Task[None]] = []
 
     async def start(self, readers: asyncio.TaskGroup, watchers: asyncio.TaskGroup) -> RunningMesh:
         """Starts the stages side by side, then the orchestrator in front of them.
 
-        `watchers` fails when a service ends; `readers` goes on until the last of them has.
+        `watchers` fails when a process ends; `readers` goes on until the last of them has.
         """
+        services: dict[str, Service] = {}
+        for process, stages in self._settings.stage_processes.items():
+            services |= await self._spawn(process, stages, {}, readers, watchers)
         for stage in STAGES:
-            await self._spawn(stage, {}, readers, watchers)
-        for stage in STAGES:
-            await self._services[stage].ready.wait()
-        addresses = {stage: self._services[stage].address.result() for stage in STAGES}
-        await self._spawn("orchestrator", addresses, readers, watchers)
-        await self._services["orchestrator"].ready.wait()
-        return RunningMesh(self._services)
+            await services[stage].ready.wait()
+        addresses = {stage: services[stage].address.result() for stage in STAGES}
+        services |= await self._spawn("orchestrator", ("orchestrator",), addresses, readers, watchers)
+        await services["orchestrator"].ready.wait()
+        return RunningMesh(services)
 
     async def wait_for_end(self) -> None:
         """Gives the end of a service a moment to be noticed; the watchers then interrupt the caller."""
@@ -254,17 +288,22 @@ class Supervisor:
         """Stops the orchestrator, which drains through the stages, then the stages; cancelled, it kills them all."""
         try:
             await self._stop("orchestrator")
-            await self._stop(*STAGES)
+            await self._stop(*self._settings.stage_processes)
         finally:
-            for service in self._services.values():
-                send_signal(service.process, signal.SIGKILL)
-            for service in self._services.values():
-                await service.process.wait()
-                await service.drain()
+            for child in self._processes.values():
+                send_signal(child.process, signal.SIGKILL)
+            for child in self._processes.values():
+                await child.process.wait()
+                await child.drain()
 
     async def _spawn(
-        self, name: str, stage_addresses: dict[str, str], readers: asyncio.TaskGroup, watchers: asyncio.TaskGroup
-    ) -> None:
+        self,
+        name: str,
+        services: Sequence[str],
+        stage_addresses: dict[str, str],
+        readers: asyncio.TaskGroup,
+        watchers: asyncio.TaskGroup,
+    ) -> dict[str, Service]:
         process = await asyncio.create_subprocess_exec(
             *tethered(self._command(name)),
             *self._settings.flags(name, stage_addresses),
@@ -273,44 +312,47 @@ class Supervisor:
             stderr=asyncio.subprocess.PIPE,
             process_group=0,  # a terminal's Ctrl-C is for the supervisor, which stops them in order
         )
-        service = Service(name, process, time.monotonic(), asyncio.get_running_loop().create_future())
-        service.readers = [
-            readers.create_task(self._read_stdout(service), name=f"stdout of {name}"),
-            readers.create_task(self._read_stderr(service), name=f"stderr of {name}"),
+        loop = asyncio.get_running_loop()
+        servers = {service: Service(service, process, loop.create_future()) for service in services}
+        child = ServiceProcess(name, process, time.monotonic(), servers)
+        child.readers = [
+            readers.create_task(self._read_stdout(child), name=f"stdout of {name}"),
+            readers.create_task(self._read_stderr(child), name=f"stderr of {name}"),
         ]
-        self._services[name] = service
-        self._report(service.event("started"))
-        self._watching.append(watchers.create_task(self._watch(service), name=f"watch {name}"))
+        self._processes[name] = child
+        self._report(child.event("started"))
+        self._watching.append(watchers.create_task(self._watch(child), name=f"watch {name}"))
+        return servers
 
-    async def _watch(self, service: Service) -> None:
-        status = await service.process.wait()
-        await service.drain()
-        raise ServiceDiedError(service.name, status, service.reason)
+    async def _watch(self, child: ServiceProcess) -> None:
+        status = await child.process.wait()
+        await child.drain()
+        raise ServiceDiedError(list(child.services), status, child.reason)
 
-    async def _read_stdout(self, service: Service) -> None:
-        assert service.process.stdout is not None
-        async for line in lines(service.process.stdout):
-            self._log(service.name, line)
-            if service.read_line(line):
-                self._report(service.event("ready"))
+    async def _read_stdout(self, child: ServiceProcess) -> None:
+        assert child.process.stdout is not None
+        async for line in lines(child.process.stdout):
+            self._log(child.name, line)
+            if (service := child.read_line(line)) is not None:
+                self._report(child.event("ready", service))
 
-    async def _read_stderr(self, service: Service) -> None:
-        assert service.process.stderr is not None
-        async for line in lines(service.process.stderr):
-            self._log(service.name, line)
-            service.stderr_tail.append(line)
+    async def _read_stderr(self, child: ServiceProcess) -> None:
+        assert child.process.stderr is not None
+        async for line in lines(child.process.stderr):
+            self._log(child.name, line)
+            child.stderr_tail.append(line)
 
     async def _stop(self, *names: str) -> None:
-        """Asks services to end and waits, at most the grace time and a little more."""
-        services = [self._services[name] for name in names if name in self._services]
-        running = [service for service in services if service.process.returncode is None]
-        for service in running:
-            send_signal(service.process, signal.SIGTERM)
+        """Asks processes to end and waits, at most the grace time and a little more."""
+        children = [self._processes[name] for name in names if name in self._processes]
+        running = [child for child in children if child.process.returncode is None]
+        for child in running:
+            send_signal(child.process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS + KILL_SECONDS):
-                for service in running:
-                    await service.process.wait()
-                    self._report(service.event("stopped"))
+                for child in running:
+                    await child.process.wait()
+                    self._report(child.event("stopped"))
 
 
 def send_signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -94,6 +94,16 @@ def own_mesh() -> Iterator[RealMesh]:
         stop_mesh(mesh)
 
 
+@pytest.fixture(scope="session")
+def colocated_mesh() -> Iterator[RealMesh]:
+    """As `mesh`, with all stages in one process."""
+    mesh = start_mesh("--checkpoint", str(GOLDEN / "checkpoint"), "--placement", "colocated")
+    try:
+        yield mesh
+    finally:
+        stop_mesh(mesh)
+
+
 @pytest.fixture
 def golden() -> Path:
     """The golden checkpoint and its cases."""

@@ -18,7 +18,7 @@ import pytest
 
 from client import supervisor
 from client.errors import ClientError, MeshError
-from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings
+from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings, Placement
 from client.supervisor import RunningMesh, ServiceDiedError, ServiceEvent, check_server_installed, running_mesh
 
 FAKE = Path(__file__).with_name("fake_service.py")
@@ -88,6 +88,45 @@ async def test_services_start_get_ready_and_stop(observer):
     assert stopped[0] == "orchestrator"
 
 
+async def test_colocated_stages_start_and_stop_as_one_process(observer):
+    async with fake_mesh(observer, placement=Placement.COLOCATED) as mesh:
+        together = "reasoner, speech and codec"
+        happened = [(event.service, event.kind) for event in observer.events]
+        ready = [(stage, "ready") for stage in STAGES]
+        assert happened == [(together, "started"), *ready, ("orchestrator", "started"), ("orchestrator", "ready")]
+        assert [mesh.stage_address(service) for service in SERVICES] == [
+            f"127.0.0.1:{1000 + len(service)}" for service in SERVICES
+        ]
+        assert mesh.services["speech"].metrics_address == "127.0.0.1:2006"
+        assert len({mesh.services[stage].process.pid for stage in STAGES}) == 1
+        assert len({event.pid for event in observer.events}) == 2
+    stopped = [event.service for event in observer.events if event.kind == "stopped"]
+    assert stopped == ["orchestrator", together]
+    assert not observer.left
+
+
+def flags_of(settings: MeshSettings, process: str) -> dict[str, str]:
+    """Flags of a process, by name."""
+    words = settings.flags(process, {stage: f"{stage}:1" for stage in STAGES})
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+@pytest.mark.parametrize("threads", [None, 3])
+def test_colocated_stages_are_told_what_separate_ones_are(monkeypatch, threads):
+    monkeypatch.delenv("CHROMA_REASONER_THREADS", raising=False)
+    monkeypatch.setenv("CHROMA_SPEECH_THREADS", "7")
+    options = {"checkpoint": "folder", "dtype": DType.FLOAT32, "slots": 3, "codec_port": 50051, "metrics_port": 9000}
+    separate = MeshSettings(threads=threads, **options)
+    colocated = flags_of(MeshSettings(threads=threads, placement=Placement.COLOCATED, **options), "colocated")
+    heard: set[str] = set()
+    for stage in STAGES:
+        for flag, value in flags_of(separate, stage).items():
+            own = f"--{stage}-{flag[2:]}"
+            assert value == colocated.get(own, colocated.get(flag)), (stage, flag)
+            heard |= {own, flag}
+    assert colocated.keys() <= heard
+
+
 def test_flags_say_what_was_asked_for(monkeypatch):
     monkeypatch.delenv("CHROMA_REASONER_THREADS", raising=False)
     monkeypatch.setenv("CHROMA_SPEECH_THREADS", "7")
@@ -144,9 +183,25 @@ async def test_a_service_that_ends_by_itself_is_named_and_takes_the_mesh_down(
     assert not observer.left
 
 
-async def stay_in(observer: Observer) -> None:
+@pytest.mark.parametrize(
+    ("fate", "said"),
+    [
+        ("fail", "exited with status 3: speech: config.json is missing; and so is all else"),
+        ("crash", "exited with status 1: RuntimeError: the card is gone"),
+        ("leave", "was killed by SIGKILL: codec: out of memory"),
+    ],
+)
+async def test_colocated_stages_that_end_are_named_with_the_one_that_said_why(observer, monkeypatch, fate, said):
+    monkeypatch.setenv("FAKE_COLOCATED", fate)
+    with pytest.raises(ServiceDiedError) as caught:
+        await stay_in(observer, placement=Placement.COLOCATED)
+    assert str(caught.value) == f"the process of reasoner, speech and codec {said}"
+    assert not observer.left
+
+
+async def stay_in(observer: Observer, **settings: Any) -> None:
     """Keeps a mesh up for ever."""
-    async with fake_mesh(observer):
+    async with fake_mesh(observer, **settings):
         await asyncio.Event().wait()
 
 
@@ -253,7 +308,7 @@ def fake_services(tmp_path: Path) -> dict[str, str]:
     package = tmp_path / "services"
     package.mkdir()
     (package / "__init__.py").touch()
-    for service in SERVICES:
+    for service in (*SERVICES, "colocated"):
         code = f"import runpy, sys\nsys.argv[1:1] = [{service!r}]\nrunpy.run_path({str(FAKE)!r})\n"
         (package / f"{service}.py").write_text(code)
     return {"PYTHONPATH": str(tmp_path)}
@@ -279,6 +334,17 @@ async def test_up_tells_what_happens_and_stops_on_a_signal(fake_services, start_
         assert len(pids) == len(SERVICES)
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert 'speech | {"event": "ready"' in log.read_text()
+
+
+async def test_up_can_place_the_stages_in_one_process(fake_services, start_cli):
+    process = await start_cli("up", "--port", "0", "--placement", "colocated", **fake_services)
+    lines = [line async for line in until(process, "The mesh is ready at 127.0.0.1:1012")]
+    assert lines[0].startswith("reasoner, speech and codec  pid ")
+    assert [line.split()[0] for line in lines if " ready at " in line and "metrics at" in line] == list(SERVICES)
+    process.send_signal(signal.SIGTERM)
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert "reasoner, speech and codec" in out.decode()
 
 
 async def until(process: asyncio.subprocess.Process, end: str) -> AsyncIterator[str]:

@@ -1,0 +1,174 @@
+"""The floor: the matrix products that a frame contains, one after another and nothing between them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from services.bench.clock import Clock
+from services.bench.engines import StageEngines
+from services.bench.shape import Cost, ReplyShape
+from services.codec.mimi import exact_float32
+from services.inference.transformer import Transformer
+from services.reasoner.model import ReasonerModel
+from services.speech.model import SpeechModel
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product with an input of its own. weights: the model's tensors in it, without biases."""
+
+    run: Callable[[], Tensor]
+    weights: tuple[Tensor, ...]
+
+
+def linear(layers: Sequence[nn.Module], *rows: int) -> Product:
+    """Layers that have one input are one product: rows of positions through all of them."""
+    weights = tuple(layer.get_parameter("weight") for layer in layers)
+    biases = [layer.bias for layer in layers if isinstance(layer.bias, Tensor)]
+    assert len(biases) in {0, len(layers)}
+    weight = _joined(weights)
+    inputs = torch.randn(*rows, weight.shape[1]).to(weight)
+    return Product(partial(functional.linear, inputs, weight, _joined(biases) if biases else None), weights)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts: as they lie, where they lie one behind the other, or else copied."""
+    ends = [part.data_ptr() + part.nbytes for part in parts]
+    starts = [part.data_ptr() for part in parts]
+    if ends[:-1] != starts[1:] or len({part.untyped_storage().data_ptr() for part in parts}) > 1:
+        return torch.cat(list(parts))
+    return parts[0].as_strided((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].stride())
+
+
+def matrix(weight: Tensor, rows: int) -> Product:
+    """Rows of positions times a matrix [in, out]."""
+    return Product(partial(torch.matmul, torch.randn(rows, weight.shape[0]).to(weight), weight), (weight,))
+
+
+def stack(transformer: Transformer, *rows: int) -> Iterator[Product]:
+    """An autoregressive stack."""
+    for layer in transformer.layers:
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        yield linear((attention.q_proj, attention.k_proj, attention.v_proj), *rows)
+        yield linear((attention.o_proj,), *rows)
+        yield linear((mlp.gate_proj, mlp.up_proj), *rows)
+        yield linear((mlp.down_proj,), *rows)
+
+
+def speech_frame(model: SpeechModel, slots: int, *, has_step: bool) -> list[Product]:
+    """A frame of codes: the backbone, twice when a step goes in, its head, and the depth decoder's seven runs."""
+    backbone, depth = model.backbone, model.depth_decoder
+    products = list(stack(backbone.stack, slots, 2)) if has_step else []
+    products += stack(backbone.stack, slots, 1)
+    products.append(linear((backbone.codebook0_head,), slots))
+    # The backbone's state and the first code go in together, then a code at a time.
+    first, later = ([linear((depth.projection,), slots, width), *stack(depth.stack, slots, width)] for width in (2, 1))
+    for codebook, head in enumerate(depth.codebook_head):
+        products += later if codebook else first
+        products.append(matrix(head, slots))
+    return products
+
+
+def reasoner_step(model: ReasonerModel, slots: int) -> list[Product]:
+    """A token of the reply."""
+    return [*stack(model.stack, slots, 1), linear((model.lm_head,), slots)]
+
+
+def codec_frame(mimi: Any, slots: int) -> list[Product]:
+    """The sound of a frame. What stands before the upsampling is a table: codes have no product."""
+    decoder = mimi.decoder
+    products, width = _convolutions(decoder.upsample, slots, 1)
+    for layer in decoder.decoder_transformer.layers:
+        attention = layer.self_attn
+        products.append(linear((attention.q_proj, attention.k_proj, attention.v_proj), slots, width))
+        products.append(linear((attention.o_proj,), slots, width))
+        products += [linear((part,), slots, width) for part in (layer.mlp.fc1, layer.mlp.fc2)]
+    return products + _convolutions(decoder.decoder_seanet, slots, width)[0]
+
+
+def _convolutions(module: nn.Module, slots: int, width: int) -> tuple[list[Product], int]:
+    """The convolutions of a causal module in order, for `width` new positions; and how many these have become."""
+    products = []
+    for conv in module.modules():
+        if isinstance(conv, nn.ConvTranspose1d):
+            inputs = torch.randn(slots, conv.in_channels, width).to(conv.weight)
+            run = partial(
+                functional.conv_transpose1d, inputs, conv.weight, conv.bias, stride=conv.stride, groups=conv.groups
+            )
+            products.append(Product(run, (conv.weight,)))
+            width *= conv.stride[0]
+        elif isinstance(conv, nn.Conv1d):
+            reach = (conv.kernel_size[0] - 1) * conv.dilation[0] + width
+            inputs = torch.randn(slots, conv.in_channels, reach).to(conv.weight)
+            run = partial(functional.conv1d, inputs, conv.weight, conv.bias, dilation=conv.dilation, groups=conv.groups)
+            products.append(Product(run, (conv.weight,)))
+    return products, width
+
+
+class Launch(Protocol):
+    """Runs some products in order."""
+
+    def __call__(self) -> None: ...
+
+
+def launch(products: Sequence[Product]) -> Launch:
+    """The products of a step in the way that costs the host least: on a GPU in one captured graph."""
+    runs = [product.run for product in products]
+
+    def run_all() -> None:
+        for run in runs:
+            run()
+
+    if products[0].weights[0].device.type != "cuda":
+        run_all()
+        return run_all
+    # Libraries set themselves up at first use, which can't be captured.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run_all()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run_all()
+    replay: Launch = graph.replay
+    return replay
+
+
+class Floor:
+    """The products of these engines' models with a row for each of `slots` streams."""
+
+    def __init__(self, engines: StageEngines, slots: int, clock: Clock) -> None:
+        self._clock = clock
+        self._device = engines.speech.model.device
+        with exact_float32():
+            speech = engines.speech.model
+            self._plain_frame = launch(speech_frame(speech, slots, has_step=False))
+            self._step_frame = launch(speech_frame(speech, slots, has_step=True))
+            self._reasoner_step = launch(reasoner_step(engines.reasoner.model, slots))
+            self._codec_frame = launch(codec_frame(engines.codec.codec.mimi, slots))
+
+    def measure(self, shape: ReplyShape) -> Cost:
+        """Runs what a reply of that shape contains, stage by stage."""
+        frames = range(shape.frame_count)
+        return Cost(
+            self._seconds([self._step_frame if shape.has_step(index) else self._plain_frame for index in frames]),
+            self._seconds([self._reasoner_step] * shape.step_count),
+            self._seconds([self._codec_frame for _ in frames]),
+        )
+
+    def _seconds(self, launches: Sequence[Launch]) -> float:
+        """The mean time of these, in seconds."""
+        with exact_float32():
+            began = self._clock()
+            for run in launches:
+                run()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            return (self._clock() - began) / len(launches)
