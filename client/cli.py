@@ -415,7 +415,7 @@ def bench_command(
     )
     if address is None:
         check_server_installed()
-    bench(settings, None if address else mesh, address or "", with_engines=engine, out=out, logs=logs)
+    bench(settings, mesh if address is None else None, address or "", with_engines=engine, out=out, logs=logs)
 
 
 async def hold_conversation(

@@ -23,8 +23,14 @@ from transformers.models.mimi.modeling_mimi import (
     MimiTransformerLayer,
 )
 
+from services.codec.convolutions import Convolution, Edge, TransposedConvolution
+from services.inference.batch_rows import batch_rows
 from services.inference.kv_cache import CachedLayer, KvCache, allocate
 from services.inference.rope import Rope, RopeSettings, rotate
+from services.inference.transformer import Places
+
+# Of float32, in the widest register of a CPU.
+_REGISTER_NUMBERS = 16
 
 
 @contextmanager
@@ -42,13 +48,20 @@ class DecodeState:
     """What the decoder remembers of each slot; written in place, so that its addresses never change.
 
     positions [S] int64: transformer positions decoded so far. cache: a ring, position p lies in column p mod its
-    length. edges: for each convolution its last inputs, for each transposed convolution the tail of its last output,
-    [S, channels, width], in the order in which the layers run.
+    length. edges: what each convolution keeps, [S, positions, channels], in the order in which the layers run.
     """
 
     positions: Tensor
     cache: KvCache
     edges: tuple[Tensor, ...]
+
+    def slots(self, first: int, end: int) -> "DecodeState":
+        """A view of some slots."""
+        return DecodeState(
+            self.positions[first:end],
+            KvCache(self.cache.entries[:, first:end]),
+            tuple(edge[first:end] for edge in self.edges),
+        )
 
     def reset(self, slots: Tensor) -> None:
         """Makes the slots where `slots` [S] bool is True as new; the others stay as they are."""
@@ -56,18 +69,6 @@ class DecodeState:
         self.cache.entries.masked_fill_(slots[:, None, None, None], 0.0)
         for edge in self.edges:
             edge.masked_fill_(slots[:, None, None], 0.0)
-
-
-@dataclass(frozen=True)
-class _Edge:
-    """One layer's part of the state during one step; `starting` and `executed` are [S, 1, 1] bool."""
-
-    kept: Tensor
-    starting: Tensor
-    executed: Tensor
-
-    def keep(self, new: Tensor) -> None:
-        self.kept.copy_(torch.where(self.executed, new, self.kept))
 
 
 class StreamingDecoder(nn.Module):
@@ -84,12 +85,13 @@ class StreamingDecoder(nn.Module):
         self.head_dim: int = config.head_dim
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
-        self.hidden_size: int = config.hidden_size
         self.window: int = config.sliding_window
-        self.upsample = decoder.upsample
-        self.transformer_layers = decoder.decoder_transformer.layers
-        self.seanet_layers = decoder.decoder_seanet.layers
-        self.positions_per_frame: int = self.upsample.conv.stride[0]
+        self.upsample = TransposedConvolution(decoder.upsample)
+        self.transformer_layers = nn.ModuleList(
+            TransformerStep(layer, self.heads, self.kv_heads) for layer in decoder.decoder_transformer.layers
+        )
+        self.seanet_layers = nn.ModuleList(_step(layer) for layer in decoder.decoder_seanet.layers)
+        self.positions_per_frame: int = self.upsample.stride
         self.samples_per_frame: int = self.positions_per_frame * math.prod(config.upsampling_ratios)
         # The newest position of a frame is written before the oldest is read, hence the columns beyond the window; a
         # whole number of frames, so that a frame never wraps around.
@@ -100,7 +102,7 @@ class StreamingDecoder(nn.Module):
         self.first_rows = nn.Buffer(torch.arange(codebook_count) * self.codebook_size, persistent=False)
         self.offsets = nn.Buffer(torch.arange(self.positions_per_frame), persistent=False)
         self.columns = nn.Buffer(torch.arange(self.ring_columns), persistent=False)
-        self.to(self.upsample.conv.weight.device)
+        self.to(self.latents.device)
 
     def new_state(self, slot_count: int) -> DecodeState:
         """The state of `slot_count` slots of which none has decoded anything."""
@@ -114,42 +116,66 @@ class StreamingDecoder(nn.Module):
             device=device,
             dtype=torch.float32,
         )
-        edges = tuple(torch.zeros(slot_count, *_edge_shape(layer), device=device) for layer in self._stateful_layers())
+        edges = tuple(torch.zeros(slot_count, *layer.edge_shape, device=device) for layer in self._stateful_layers())
         return DecodeState(torch.zeros(slot_count, dtype=torch.int64, device=device), cache, edges)
 
-    def decode_step(self, state: DecodeState, codes: Tensor, executed: Tensor) -> Tensor:
+    def decode_step(self, state: DecodeState, codes: Tensor, executed: Tensor | None) -> Tensor:
         """Decodes a frame of each slot and keeps what the next one needs.
 
         codes [S, codebook_count] int64, 0 ..< codebook_size; executed [S] bool. A slot where it is False keeps its
-        state to the bit; its codes must be in range all the same, and its samples mean nothing.
+        state to the bit; its codes must be in range all the same, and its samples mean nothing. None: all are decoded.
         Returns samples [S, samples_per_frame] float32.
         """
-        starting, run = (state.positions == 0)[:, None, None], executed[:, None, None]
-        edges = iter([_Edge(kept, starting, run) for kept in state.edges])
-        latents = functional.embedding(codes + self.first_rows, self.latents).sum(dim=1)
-        x = _step_transposed(self.upsample, latents[:, :, None], next(edges))
-        x = self._step_transformer(x.transpose(1, 2), state, executed).transpose(1, 2)
+        starting = (state.positions == 0)[:, None, None]
+        run = None if executed is None else executed[:, None, None]
+        edges = iter([Edge(kept, starting, run) for kept in state.edges])
+        latents = functional.embedding(codes + self.first_rows, self.latents).sum(dim=1, keepdim=True)
+        x = self._step_transformer(self.upsample(latents, next(edges)), state, executed)
         for layer in self.seanet_layers:
-            x = _step_layer(layer, x, edges)
-        state.positions.add_(executed * self.positions_per_frame)
-        return x[:, 0]
+            x = layer(x, edges) if isinstance(layer, LayerStep) else layer(x)
+        state.positions.add_(self.positions_per_frame if executed is None else executed * self.positions_per_frame)
+        return x[:, :, 0]
 
-    def _stateful_layers(self) -> Iterator[nn.Module]:
-        yield self.upsample
-        for layer in self.seanet_layers:
-            yield from (part for part in layer.modules() if isinstance(part, MimiConv1d | MimiConvTranspose1d))
+    def slots_are_alike(self) -> bool:
+        """Whether, on a CPU, a slot's samples are the same bits whatever the number of slots and its place.
 
-    def _step_transformer(self, x: Tensor, state: DecodeState, executed: Tensor) -> Tensor:
+        A CPU's activation functions round differently for the last numbers of a tensor that do not fill a register:
+        each slot's part has to fill its registers.
+        """
+        width = self.positions_per_frame
+        *layers, _ = self._stateful_layers()
+        sizes = [width * layer.inner_size for layer in self.transformer_layers if isinstance(layer, TransformerStep)]
+        for layer in layers:
+            width *= layer.stride if isinstance(layer, TransposedConvolution) and layer is not self.upsample else 1
+            sizes.append(width * layer.outputs)
+        return all(size % _REGISTER_NUMBERS == 0 for size in sizes)
+
+    def _stateful_layers(self) -> Iterator[Convolution | TransposedConvolution]:
+        for layer in (self.upsample, *self.seanet_layers):
+            yield from (part for part in layer.modules() if isinstance(part, Convolution | TransposedConvolution))
+
+    def _step_transformer(self, x: Tensor, state: DecodeState, executed: Tensor | None) -> Tensor:
         """x [S, positions_per_frame, hidden] → the same shape."""
+        slots, width, _ = x.shape
         positions = state.positions[:, None] + self.offsets
-        angles = self.rope(positions)
-        columns = torch.where(executed[:, None], positions % self.ring_columns, state.cache.dump)
-        columns, visible = columns[:, None, :, None], self._visible(positions)
+        columns = positions % self.ring_columns
+        if executed is not None:
+            columns = torch.where(executed[:, None], columns, state.cache.dump)
+        cosines, sines = self.rope(positions)
+        turned, kept = (slots, width, self.heads + self.kv_heads, self.head_dim), (0, 0, 0, self.kv_heads)
+        places = Places(
+            columns[:, None, :, None],
+            functional.pad(cosines.expand(turned), kept, value=1.0),
+            functional.pad(sines.expand(turned), kept),
+            self._visible(positions),
+            self.ring_columns,
+        )
+        # Slots beyond the state's only fill up the products.
+        missing = (batch_rows(slots * width, x.device) - slots * width + width - 1) // width
+        x = functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         for layer, cached in zip(self.transformer_layers, state.cache.layers(self.ring_columns), strict=True):
-            attended = self._attend(layer, layer.input_layernorm(x), angles, columns, visible, cached)
-            x = x + layer.self_attn_layer_scale(attended)
-            x = x + layer.mlp_layer_scale(layer.mlp(layer.post_attention_layernorm(x)))
-        return x
+            x = layer(x, places, cached)
+        return x[:slots]
 
     def _visible(self, positions: Tensor) -> Tensor:
         """Which columns each of these positions [S, W] sees: [S, 1, W, columns] bool.
@@ -163,29 +189,61 @@ class StreamingDecoder(nn.Module):
         seen = (held >= 0) & (held <= asking) & (held > asking - self.window)
         return seen[:, None]
 
-    def _attend(
-        self,
-        layer: MimiTransformerLayer,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        columns: Tensor,
-        visible: Tensor,
-        cached: CachedLayer,
-    ) -> Tensor:
-        attention = layer.self_attn
-        slots, width, _ = x.shape
-        queries = rotate(attention.q_proj(x).view(slots, width, self.heads, self.head_dim), *angles)
-        keys = rotate(attention.k_proj(x).view(slots, width, self.kv_heads, self.head_dim), *angles)
-        values = attention.v_proj(x).view(slots, width, self.kv_heads, self.head_dim)
-        cached.keep(torch.cat((keys, values), dim=2).transpose(1, 2), columns)
+
+class TransformerStep(nn.Module):
+    """One layer of Mimi's transformer over the new positions of each slot."""
+
+    def __init__(self, layer: MimiTransformerLayer, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        attention: Any = layer.self_attn
+        self.heads, self.kv_heads = heads, kv_heads
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = nn.Buffer(torch.cat([part.weight for part in parts]).detach(), persistent=False)
+        biases = None if attention.q_proj.bias is None else torch.cat([part.bias for part in parts]).detach()
+        self.qkv_bias = None if biases is None else nn.Buffer(biases, persistent=False)
+        self.output = attention.o_proj
+        self.attention_norm, self.attention_scale = layer.input_layernorm, layer.self_attn_layer_scale
+        self.mlp_norm, self.mlp, self.mlp_scale = layer.post_attention_layernorm, layer.mlp, layer.mlp_layer_scale
+        self.inner_size: int = layer.mlp.fc1.out_features
+
+    def forward(self, x: Tensor, places: Places, cached: CachedLayer) -> Tensor:
+        """x [R, W, hidden] → the same shape; rows beyond those of `places` mean nothing."""
+        joined = functional.linear(self.attention_norm(x), self.qkv, self.qkv_bias)
+        slots, width = len(places.columns), x.shape[1]
+        rotated = rotate(
+            joined[:slots].view(slots, width, self.heads + 2 * self.kv_heads, -1), places.cosines, places.sines
+        ).transpose(1, 2)
+        cached.keep(rotated[:, self.heads :], places.columns)
         seen = functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
+            rotated[:, : self.heads],
             cached.keys,
             cached.values,
-            attn_mask=visible,
+            attn_mask=places.mask,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return attention.o_proj(seen.transpose(1, 2).reshape(slots, width, -1))
+        seen = seen.transpose(1, 2).reshape(slots, width, -1)
+        if slots < len(x):
+            seen = functional.pad(seen, (0, 0, 0, 0, 0, len(x) - slots))
+        x = torch.addcmul(x, self.output(seen), self.attention_scale.scale)
+        return torch.addcmul(x, self.mlp(self.mlp_norm(x)), self.mlp_scale.scale)
+
+
+class LayerStep(nn.Module):
+    """A layer of the convolutional decoder that has a state: one convolution, or a residual block of several."""
+
+    def __init__(self, parts: list[nn.Module], shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor, edges: Iterator[Edge]) -> Tensor:
+        """x [S, W, channels] → [S, W', channels']; takes the edges of its convolutions."""
+        inner = x
+        for part in self.parts:
+            inner = part(inner, next(edges)) if isinstance(part, Convolution | TransposedConvolution) else part(inner)
+        if self.shortcut is None:
+            return inner
+        return inner + (self.shortcut(x, next(edges)) if isinstance(self.shortcut, Convolution) else x)
 
 
 def check_streamable(config: MimiConfig) -> None:
@@ -222,43 +280,18 @@ def _projected(part: MimiResidualVectorQuantizer, codebook: Any) -> Tensor:
     return functional.linear(vectors, part.output_proj.weight[:, :, 0]).detach()
 
 
-def _edge_shape(layer: nn.Module) -> tuple[int, int]:
-    """Channels and width of what a layer keeps."""
-    conv: Any = layer.conv
-    if isinstance(layer, MimiConvTranspose1d):
-        return conv.out_channels, conv.kernel_size[0] - conv.stride[0]
-    assert conv.stride[0] == 1, "the decoder has no strided convolution"
-    return conv.in_channels, (conv.kernel_size[0] - 1) * conv.dilation[0]
-
-
-def _step_layer(layer: nn.Module, x: Tensor, edges: Iterator[_Edge]) -> Tensor:
-    """x [S, channels, W] → [S, channels', W'] through one layer of the convolutional decoder."""
-    if isinstance(layer, MimiConv1d):
-        return _step_convolution(layer, x, next(edges))
-    if isinstance(layer, MimiConvTranspose1d):
-        return _step_transposed(layer, x, next(edges))
+def _step(layer: nn.Module) -> nn.Module:
+    """A layer of transformers' convolutional decoder as a step."""
+    if isinstance(layer, MimiConv1d | MimiConvTranspose1d):
+        return LayerStep([_convolution(layer)], None)
     if isinstance(layer, MimiResnetBlock):
-        inner = x
-        for part in layer.block:
-            inner = _step_layer(part, inner, edges)
-        return _step_layer(layer.shortcut, x, edges) + inner
-    return layer(x)
+        shortcut = layer.shortcut
+        return LayerStep(
+            [_convolution(part) if isinstance(part, MimiConv1d) else part for part in layer.block],
+            Convolution(shortcut) if isinstance(shortcut, MimiConv1d) else shortcut,
+        )
+    return layer
 
 
-def _step_convolution(layer: MimiConv1d, x: Tensor, edge: _Edge) -> Tensor:
-    before = edge.kept
-    if layer.pad_mode == "replicate":
-        before = torch.where(edge.starting, x[:, :, :1], before)
-    joined = torch.cat((before, x), dim=-1)
-    edge.keep(joined[:, :, x.shape[-1] :])
-    return layer.conv(joined)
-
-
-def _step_transposed(layer: MimiConvTranspose1d, x: Tensor, edge: _Edge) -> Tensor:
-    conv = layer.conv
-    spread = functional.conv_transpose1d(x, conv.weight, stride=conv.stride, groups=conv.groups)
-    emitted = x.shape[-1] * conv.stride[0]
-    spread[:, :, : spread.shape[-1] - emitted] += edge.kept
-    edge.keep(spread[:, :, emitted:])
-    # Each output gets the bias once, also where two inputs overlap.
-    return spread[:, :, :emitted] if conv.bias is None else spread[:, :, :emitted] + conv.bias[:, None]
+def _convolution(layer: MimiConv1d | MimiConvTranspose1d) -> Convolution | TransposedConvolution:
+    return Convolution(layer) if isinstance(layer, MimiConv1d) else TransposedConvolution(layer)

@@ -1,6 +1,7 @@
 """The streaming decode of all slots with host values on both sides: once for a CPU, once for a GPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.codec.mimi import StreamingDecoder, exact_float32
+from services.codec.mimi import DecodeState, StreamingDecoder, exact_float32
 from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
+
+# A round of more would keep the listener waiting whose sound is due first.
+_MOST_AT_ONCE = 8
 
 
 class SlotDecoder(Protocol):
@@ -29,36 +33,47 @@ class SlotDecoder(Protocol):
 
 def slot_decoder(decoder: StreamingDecoder, slot_count: int) -> SlotDecoder:
     """The kind that fits the decoder's device."""
-    kind = GraphedSlots if decoder.latents.device.type == "cuda" else SeparateSlots
+    kind = GraphedSlots if decoder.latents.device.type == "cuda" else RunsOfSlots
     return kind(decoder, slot_count)
 
 
-class SeparateSlots:
-    """Each slot a batch of its own, for a CPU.
-
-    A CPU's kernels round differently where rows are split among threads or the last elements don't fill a vector
-    register, so a row of a batch would depend on its place and on the number of rows. It also costs nothing for the
-    slots that have no frame.
-    """
+class RunsOfSlots:
+    """Neighbouring slots that have a frame are decoded together, for a CPU: what has none costs nothing."""
 
     def __init__(self, decoder: StreamingDecoder, slot_count: int) -> None:
-        self.width = 1
+        self.width = min(slot_count, _MOST_AT_ONCE)
         self._decoder = decoder
-        self._states = [decoder.new_state(1) for _ in range(slot_count)]
-        self._all = torch.ones(1, dtype=torch.bool)
+        self._state = decoder.new_state(slot_count)
+        self._longest_run = self.width if decoder.slots_are_alike() else 1
+        self._views: dict[tuple[int, int], DecodeState] = {}
 
     def reset(self, slot: int) -> None:
         """Makes a slot as new."""
-        self._states[slot].reset(self._all)
+        self._view(slot, slot + 1).reset(torch.ones(1, dtype=torch.bool))
 
     def step(self, frames: Mapping[int, Sequence[int]]) -> dict[int, NDArray[np.float32]]:
         """Decodes a frame of each of these slots."""
-        decoded = {}
+        decoded: dict[int, NDArray[np.float32]] = {}
         with exact_float32():
-            for slot, codes in frames.items():
-                samples = self._decoder.decode_step(self._states[slot], torch.tensor([codes]), self._all)
-                decoded[slot] = samples[0].numpy()
+            for first, end in _runs(sorted(frames), self._longest_run):
+                codes = torch.tensor([frames[slot] for slot in range(first, end)])
+                samples = self._decoder.decode_step(self._view(first, end), codes, None).numpy()
+                decoded.update(zip(range(first, end), samples, strict=True))
         return decoded
+
+    def _view(self, first: int, end: int) -> DecodeState:
+        if (first, end) not in self._views:
+            self._views[first, end] = self._state.slots(first, end)
+        return self._views[first, end]
+
+
+def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
+    """Ascending slots as runs of neighbours: the first, and the one after the last."""
+    for _, run in groupby(enumerate(slots), key=lambda entry: entry[1] - entry[0]):
+        members = [slot for _, slot in run]
+        for start in range(0, len(members), longest):
+            part = members[start : start + longest]
+            yield part[0], part[-1] + 1
 
 
 class GraphedSlots:

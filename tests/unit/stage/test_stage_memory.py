@@ -93,9 +93,8 @@ def test_the_codecs_bytes_are_those_of_its_tensors() -> None:
     engine, plan = built("codec")
     engine.warm()
     states = [thing for thing in gc.get_objects() if type(thing) is DecodeState and id(thing) not in before]
-    tensors = {id(t): t for state in states for t in (state.positions, state.cache.keys, state.cache.values)}
-    edges = {id(edge): edge for state in states for edge in state.edges}
-    held = sum(tensor.nbytes for tensor in (tensors | edges).values())
+    tensors = [tensor for state in states for tensor in (state.positions, state.cache.entries, *state.edges)]
+    held = sum(tensor.nbytes for tensor in {id(t): t for t in tensors if t._base is None}.values())
     assert plan["slots"] == engine.slot_count == 3
     assert plan["slots"] * plan["slot_bytes"] == held
     modules = module_bytes(engine.codec.mimi, engine.codec._decoder)
