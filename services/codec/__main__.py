@@ -24,7 +24,7 @@ def build(settings: CodecSettings) -> CodecEngine:
     """Plans the codec's memory, then loads it."""
     checkpoint = open_checkpoint(settings.checkpoint)
     device = resolve_device(settings.device)
-    demand = CodecMemory(weights.read_config(checkpoint.config), maximum_seconds=MAXIMUM_SOUND_SECONDS)
+    demand = CodecMemory(weights.read_config(checkpoint.config), device, maximum_seconds=MAXIMUM_SOUND_SECONDS)
     plan = plan_memory(STAGE, settings, demand, device, [demand.window])
     return CodecEngine(weights.load(checkpoint, device), slot_count=plan.slots, queue_limit=settings.queue_limit)
 

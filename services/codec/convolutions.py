@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiConvTranspose1d
 
 from services.inference.batch_rows import batch_rows
+from services.inference.product import Product
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Convolution(nn.Module):
         assert (conv.stride[0], conv.groups) == (1, 1), "Mimi's decoder has no other convolution"
         self.weight = nn.Buffer(conv.weight.permute(0, 2, 1).reshape(self.outputs, -1), persistent=False)
         self.bias = None if conv.bias is None else nn.Buffer(conv.bias.detach(), persistent=False)
+        self._product = Product()
         self.dilation: int = conv.dilation[0]
         self.repeats_edge = layer.pad_mode == "replicate"
         self.edge_shape = ((self.kernel - 1) * self.dilation, inputs)
@@ -48,7 +50,7 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, edge: Edge) -> Tensor:
         """x [S, W, inputs] → [S, W, outputs]."""
         if self.kernel == 1:
-            return linear(x, self.weight, self.bias)
+            return _multiply(self._product, x, self.weight, self.bias)
         before = torch.where(edge.starting, x[:, :1], edge.kept) if self.repeats_edge else edge.kept
         joined = torch.cat((before, x), dim=1)
         (slots, width, channels), stride = x.shape, joined.stride(0)
@@ -56,7 +58,7 @@ class Convolution(nn.Module):
         windows = joined.as_strided(
             (slots, width, self.kernel, channels), (stride, channels, channels * self.dilation, 1)
         )
-        return linear(windows.reshape(slots, width, -1), self.weight, self.bias)
+        return _multiply(self._product, windows.reshape(slots, width, -1), self.weight, self.bias)
 
 
 class TransposedConvolution(nn.Module):
@@ -81,13 +83,14 @@ class TransposedConvolution(nn.Module):
         shape = (-1, outputs) if self.is_depthwise else (-1, inputs)
         self.weight = nn.Buffer(weight.reshape(shape), persistent=False)
         self.bias = None if conv.bias is None else nn.Buffer(conv.bias.detach(), persistent=False)
+        self._product = Product()
         self.outputs = outputs
         self.edge_shape = (self.blocks - 1, self.stride * outputs)
 
     def forward(self, x: Tensor, edge: Edge) -> Tensor:
         """x [S, W, inputs] → [S, W * stride, outputs]."""
         slots, width, _ = x.shape
-        spread = x[:, :, None] * self.weight if self.is_depthwise else linear(x, self.weight, None)
+        spread = x[:, :, None] * self.weight if self.is_depthwise else _multiply(self._product, x, self.weight, None)
         spread = spread.reshape(slots, width, self.blocks, -1)
         total = functional.pad(spread[:, :, 0], (0, 0, 0, self.blocks - 1))
         for block in range(1, self.blocks):
@@ -99,11 +102,11 @@ class TransposedConvolution(nn.Module):
         return emitted if self.bias is None else emitted + self.bias
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [S, W, inputs] → [S, W, outputs], as a product of as many rows as `batch_rows` wants."""
     slots, width, inputs = x.shape
     rows = x.reshape(-1, inputs)
     missing = batch_rows(len(rows), x.device) - len(rows)
     if missing:
         rows = functional.pad(rows, (0, 0, 0, missing))
-    return functional.linear(rows, weight, bias)[: slots * width].view(slots, width, -1)
+    return product(rows, weight, bias)[: slots * width].view(slots, width, -1)

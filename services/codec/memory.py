@@ -5,6 +5,7 @@ import torch
 from services.codec.mimi import StreamingDecoder
 from services.codec.model import CodecConfig, build_mimi
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes
+from services.inference.product import laid_out_bytes
 
 SOUND_COPIES = 4
 """Of the widest signal, which are alive at once in a residual block: its input, the padded copy of what is convolved,
@@ -19,7 +20,7 @@ class CodecMemory:
 
     voice_cache_bytes = 0
 
-    def __init__(self, config: CodecConfig, *, maximum_seconds: float) -> None:
+    def __init__(self, config: CodecConfig, device: torch.device, *, maximum_seconds: float) -> None:
         mimi = build_mimi(config.mimi, META)
         decoder = StreamingDecoder(mimi, config.codebook_count)
         self._mimi = config.mimi
@@ -29,7 +30,8 @@ class CodecMemory:
         self.window = decoder.ring_columns
         # Encoding divides each codebook's sums by its counts, once, and keeps the quotients.
         codebooks = config.codebook_count * config.mimi.codebook_size * config.mimi.codebook_dim
-        self.weights_bytes = module_bytes(mimi, decoder) + codebooks * torch.float32.itemsize
+        laid_out = laid_out_bytes(decoder, device, torch.float32)
+        self.weights_bytes = module_bytes(mimi, decoder) + laid_out + codebooks * torch.float32.itemsize
 
     def slot_bytes(self, context_length: int) -> int:  # noqa: ARG002 - the window is in the state
         """What the decoder remembers of the frames before."""

@@ -26,6 +26,7 @@ from transformers.models.mimi.modeling_mimi import (
 from services.codec.convolutions import Convolution, Edge, TransposedConvolution
 from services.inference.batch_rows import batch_rows
 from services.inference.kv_cache import CachedLayer, KvCache, allocate
+from services.inference.product import Product
 from services.inference.rope import Rope, RopeSettings, rotate
 from services.inference.transformer import Places
 
@@ -90,6 +91,7 @@ class StreamingDecoder(nn.Module):
         self.transformer_layers = nn.ModuleList(
             TransformerStep(layer, self.heads, self.kv_heads) for layer in decoder.decoder_transformer.layers
         )
+        self._inner_sizes = [layer.mlp.fc1.out_features for layer in decoder.decoder_transformer.layers]
         self.seanet_layers = nn.ModuleList(_step(layer) for layer in decoder.decoder_seanet.layers)
         self.positions_per_frame: int = self.upsample.stride
         self.samples_per_frame: int = self.positions_per_frame * math.prod(config.upsampling_ratios)
@@ -144,7 +146,9 @@ class StreamingDecoder(nn.Module):
         """
         width = self.positions_per_frame
         *layers, _ = self._stateful_layers()
-        sizes = [width * layer.inner_size for layer in self.transformer_layers if isinstance(layer, TransformerStep)]
+        sizes = [
+            width * layer.first.out_features for layer in self.transformer_layers if isinstance(layer, TransformerStep)
+        ]
         for layer in layers:
             width *= layer.stride if isinstance(layer, TransposedConvolution) and layer is not self.upsample else 1
             sizes.append(width * layer.outputs)
@@ -201,14 +205,17 @@ class TransformerStep(nn.Module):
         self.qkv = nn.Buffer(torch.cat([part.weight for part in parts]).detach(), persistent=False)
         biases = None if attention.q_proj.bias is None else torch.cat([part.bias for part in parts]).detach()
         self.qkv_bias = None if biases is None else nn.Buffer(biases, persistent=False)
-        self.output = attention.o_proj
+        self.output: nn.Linear = attention.o_proj
+        self.first, self.second = layer.mlp.fc1, layer.mlp.fc2
+        self.activation = layer.mlp.activation_fn
+        self._products = [Product() for _ in range(4)]
         self.attention_norm, self.attention_scale = layer.input_layernorm, layer.self_attn_layer_scale
-        self.mlp_norm, self.mlp, self.mlp_scale = layer.post_attention_layernorm, layer.mlp, layer.mlp_layer_scale
-        self.inner_size: int = layer.mlp.fc1.out_features
+        self.mlp_norm, self.mlp_scale = layer.post_attention_layernorm, layer.mlp_layer_scale
 
     def forward(self, x: Tensor, places: Places, cached: CachedLayer) -> Tensor:
         """x [R, W, hidden] → the same shape; rows beyond those of `places` mean nothing."""
-        joined = functional.linear(self.attention_norm(x), self.qkv, self.qkv_bias)
+        qkv, output, first, second = self._products
+        joined = qkv(self.attention_norm(x), self.qkv, self.qkv_bias)
         slots, width = len(places.columns), x.shape[1]
         rotated = rotate(
             joined[:slots].view(slots, width, self.heads + 2 * self.kv_heads, -1), places.cosines, places.sines
@@ -224,8 +231,9 @@ class TransformerStep(nn.Module):
         seen = seen.transpose(1, 2).reshape(slots, width, -1)
         if slots < len(x):
             seen = functional.pad(seen, (0, 0, 0, 0, 0, len(x) - slots))
-        x = torch.addcmul(x, self.output(seen), self.attention_scale.scale)
-        return torch.addcmul(x, self.mlp(self.mlp_norm(x)), self.mlp_scale.scale)
+        x = torch.addcmul(x, output(seen, self.output.weight, self.output.bias), self.attention_scale.scale)
+        inner = self.activation(first(self.mlp_norm(x), self.first.weight, self.first.bias))
+        return torch.addcmul(x, second(inner, self.second.weight, self.second.bias), self.mlp_scale.scale)
 
 
 class LayerStep(nn.Module):

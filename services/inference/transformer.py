@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.inference.kv_cache import CachedLayer, KvCache, allocate
+from services.inference.product import Linear, Product
 from services.inference.rope import Rope, RopeSettings, rope_settings, rotate
 
 
@@ -91,8 +92,13 @@ class JoinedLinear:
     bias: Tensor | None
 
     def __init__(self, inputs: int, outputs: Sequence[int], *, bias: bool) -> None:
+        self._product = Product()
         self.parts = [nn.Linear(inputs, count, bias=bias) for count in outputs]
         self._share(torch.empty(sum(outputs), inputs), torch.empty(sum(outputs)) if bias else None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., inputs] → the layers' outputs side by side, [..., sum of outputs]."""
+        return self._product(x, self.weight, self.bias)
 
     def join(self) -> None:
         """Joins the parts again, whose weights are no longer rows of one matrix once they were moved or converted."""
@@ -119,7 +125,7 @@ class Attention(nn.Module):
         width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.qkv = JoinedLinear(config.hidden_size, (width, kv_width, kv_width), bias=config.qkv_bias)
         self.q_proj, self.k_proj, self.v_proj = self.qkv.parts
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.output_bias)
+        self.o_proj = Linear(width, config.hidden_size, bias=config.output_bias)
 
 
 class Mlp(nn.Module):
@@ -130,7 +136,7 @@ class Mlp(nn.Module):
         size = config.intermediate_size
         self.gate_up = JoinedLinear(config.hidden_size, (size, size), bias=config.mlp_bias)
         self.gate_proj, self.up_proj = self.gate_up.parts
-        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = Linear(size, config.hidden_size, bias=config.mlp_bias)
 
 
 class Layer(nn.Module):
@@ -163,35 +169,33 @@ class RmsNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Weights:
-    """One layer's tensors, side by side: looking them up in modules would cost a small step a good part of its time."""
+class _Steps:
+    """What a layer runs, side by side: looking it up in modules would cost a small step a good part of its time."""
 
     attention_norm: RmsNorm
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    output: Tensor
-    output_bias: Tensor | None
+    qkv: JoinedLinear
+    output: Callable[[Tensor], Tensor]
     mlp_norm: RmsNorm
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: JoinedLinear
+    down: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(cls, layer: Layer, epsilon: float) -> Self:
         attention, mlp = layer.self_attn, layer.mlp
         return cls(
-            RmsNorm(layer.input_layernorm, epsilon), attention.qkv.weight, attention.qkv.bias,
-            attention.o_proj.weight, attention.o_proj.bias,
-            RmsNorm(layer.post_attention_layernorm, epsilon), mlp.gate_up.weight, mlp.gate_up.bias,
-            mlp.down_proj.weight, mlp.down_proj.bias,
-        )  # fmt: skip
+            attention_norm=RmsNorm(layer.input_layernorm, epsilon),
+            qkv=attention.qkv,
+            output=attention.o_proj.forward,
+            mlp_norm=RmsNorm(layer.post_attention_layernorm, epsilon),
+            gate_up=mlp.gate_up,
+            down=mlp.down_proj.forward,
+        )
 
 
 class Transformer(nn.Module):
     """Layers and the final norm. Parameter names are those of the published checkpoint, less the stack's prefix."""
 
-    _weights: tuple[_Weights, ...]
+    _steps: tuple[_Steps, ...]
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -199,7 +203,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
         self.rope = Rope(config.rope)
-        self._gather_weights()
+        self._gather_steps()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to` and its kin go through."""
@@ -208,12 +212,12 @@ class Transformer(nn.Module):
             assert isinstance(layer, Layer)
             layer.self_attn.qkv.join()
             layer.mlp.gate_up.join()
-        self._gather_weights()
+        self._gather_steps()
         return self
 
-    def _gather_weights(self) -> None:
+    def _gather_steps(self) -> None:
         epsilon = self.config.norm_epsilon
-        self._weights = tuple(_Weights.of(layer, epsilon) for layer in self.layers if isinstance(layer, Layer))
+        self._steps = tuple(_Steps.of(layer, epsilon) for layer in self.layers if isinstance(layer, Layer))
         self._last_norm = RmsNorm(self.norm, epsilon)
 
     def cache(self, *, slots: int, positions: int) -> KvCache:
@@ -259,12 +263,12 @@ class Transformer(nn.Module):
         x [B, W, hidden] → the states after the final norm, [B, W, hidden]. Places and cache have B rows, or fewer:
         rows beyond theirs only fill up a product (`batch_rows`), look at nothing and mean nothing.
         """
-        for layer, weights in zip(cache.layers(places.reach), self._weights, strict=True):
-            heads = functional.linear(weights.attention_norm(x), weights.qkv, weights.qkv_bias)
+        for layer, step in zip(cache.layers(places.reach), self._steps, strict=True):
+            heads = step.qkv(step.attention_norm(x))
             seen = self._attend(heads, places, layer)
-            x = x + functional.linear(seen, weights.output, weights.output_bias)
-            gate, up = functional.linear(weights.mlp_norm(x), weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
-            x += functional.linear(functional.silu(gate).mul_(up), weights.down, weights.down_bias)
+            x = x + step.output(seen)
+            gate, up = step.gate_up(step.mlp_norm(x)).chunk(2, dim=-1)
+            x += step.down(functional.silu(gate).mul_(up))
         return self._last_norm(x)
 
     def _attend(self, joined: Tensor, places: Places, layer: CachedLayer) -> Tensor:
@@ -283,7 +287,8 @@ class Transformer(nn.Module):
             grouped = grouped.repeat(1, 1, rows // wanted, 1)
         seen = functional.scaled_dot_product_attention(grouped, layer.keys, layer.values, attn_mask=places.mask)
         if rows > wanted:
-            seen = seen[:, :, :wanted]
+            # Without gaps between the rows, or the next product would run them one by one.
+            seen = seen[:, :, :wanted].contiguous()
         if width > 1:
             seen = seen.unflatten(2, (width, -1)).transpose(1, 2)
         seen = seen.reshape(batch, width, -1)

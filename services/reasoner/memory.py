@@ -5,6 +5,7 @@ import torch
 from services.inference.batch_rows import batch_rows
 from services.inference.device import blank_modules
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes, run_bytes
+from services.inference.product import laid_out_bytes
 from services.reasoner.model import ReasonerConfig, ReasonerModel, audio_token_count
 
 PROMPT_COPIES = 2
@@ -28,7 +29,7 @@ class ReasonerMemory:
         self._device = device
         self._dtype = dtype
         self._prefill_chunk = batch_rows(prefill_chunk, device)
-        self.weights_bytes = module_bytes(model)
+        self.weights_bytes = module_bytes(model) + laid_out_bytes(model, device, dtype)
 
     def slot_bytes(self, context_length: int) -> int:
         """Keys and values."""

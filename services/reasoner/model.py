@@ -10,6 +10,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAu
 
 from services.inference.kv_cache import KvCache
 from services.inference.prefill import Chunk
+from services.inference.product import Linear
 from services.inference.transformer import Transformer, TransformerConfig, transformer_config
 
 
@@ -56,7 +57,7 @@ class ReasonerModel(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.stack.hidden_size)
         self.stack = Transformer(config.stack)
-        self.lm_head = nn.Linear(config.stack.hidden_size, config.vocabulary_size, bias=False)
+        self.lm_head = Linear(config.stack.hidden_size, config.vocabulary_size)
         self.audio_encoder = Qwen2_5OmniAudioEncoder(config.audio)
 
     @property

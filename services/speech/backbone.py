@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from services.inference.product import Linear
 from services.inference.transformer import Transformer, TransformerConfig
 
 
@@ -11,7 +12,7 @@ class Backbone(nn.Module):
     def __init__(self, config: TransformerConfig, logit_count: int) -> None:
         super().__init__()
         self.stack = Transformer(config)
-        self.codebook0_head = nn.Linear(config.hidden_size, logit_count, bias=False)
+        self.codebook0_head = Linear(config.hidden_size, logit_count)
 
     def first_logits(self, hidden: Tensor, code_count: int) -> Tensor:
         """Logits of the codes that may be drawn: hidden [S, hidden] → [S, code_count] float32."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from services.inference.kv_cache import KvCache
+from services.inference.product import Linear, Product
 from services.inference.sampling import Draw, draw
 from services.inference.transformer import Places, Transformer, TransformerConfig
 
@@ -34,10 +35,11 @@ class DepthDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.stack = Transformer(config.stack)
-        self.projection = nn.Linear(config.input_size, config.stack.hidden_size, bias=False)
+        self.projection = Linear(config.input_size, config.stack.hidden_size)
         self.codebook_head = nn.Parameter(
             torch.empty(config.codebook_count - 1, config.stack.hidden_size, config.logit_count)
         )
+        self._heads = [Product() for _ in range(config.codebook_count - 1)]
         self._offset = 1 if positions == "reference" else 0
 
     def cache(self, slots: int) -> "DepthCache":
@@ -69,7 +71,7 @@ class DepthDecoder(nn.Module):
         inputs = torch.stack((hidden, code_embedding(first_codes)), dim=1)
         for codebook, places in enumerate(cache.runs, start=1):
             states = self.stack(self.projection(inputs), places, cache.kv)
-            logits = states[:, -1] @ self.codebook_head[codebook - 1]
+            logits = self._heads[codebook - 1](states[:, -1], self.codebook_head[codebook - 1].t(), None)
             ours = None if noise is None else noise[:, codebook]
             codes.append(draw(logits[:, :code_count].float(), how, ours))
             inputs = code_embedding(codes[-1] + codebook * self.config.logit_count)[:, None]

@@ -6,6 +6,7 @@ from services.inference.batch_rows import batch_rows
 from services.inference.device import blank_modules
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes, run_bytes
 from services.inference.memory_budget import MIB
+from services.inference.product import laid_out_bytes
 from services.speech.model import SpeechConfig, SpeechModel
 
 NOISE_COPIES = 6
@@ -32,7 +33,7 @@ class SpeechMemory:
         self._prefill_chunk = batch_rows(prefill_chunk, device)
         self._backbone = model.backbone.stack
         self._depth_bytes = held_bytes(model.depth_decoder.cache(1))
-        self.weights_bytes = module_bytes(model)
+        self.weights_bytes = module_bytes(model) + laid_out_bytes(model, device, dtype)
         self.voice_cache_bytes = voice_cache_mib * MIB
 
     def slot_bytes(self, context_length: int) -> int:

@@ -26,6 +26,7 @@ from services.codec.settings import CodecSettings
 from services.inference.device import BadSetting
 from services.inference.memory import held_bytes, module_bytes
 from services.inference.memory_budget import GIB, MIB, DeviceMemory
+from services.inference.product import laid_out_bytes
 from services.inference.random_checkpoint import RandomCheckpoint
 from services.inference.slots import SlotEngine
 from services.reasoner import __main__ as reasoner
@@ -75,7 +76,8 @@ def test_the_reasoners_bytes_are_those_of_its_tensors(context_length: int) -> No
     engine, plan = built("reasoner", context_length=context_length)
     assert plan["context_length"] == engine.context_length == context_length
     assert plan["slots"] * plan["slot_bytes"] == held_bytes(engine.step.cache)
-    assert plan["weights_bytes"] == module_bytes(engine.model)
+    laid_out = laid_out_bytes(engine.model, engine.model.device, torch.float32)
+    assert plan["weights_bytes"] == module_bytes(engine.model) + laid_out
 
 
 @pytest.mark.parametrize("context_length", [64, 1024])
@@ -84,7 +86,8 @@ def test_the_speech_stages_bytes_are_those_of_its_tensors(context_length: int) -
     assert plan["context_length"] == engine.context_length == context_length
     held = held_bytes(engine.step.cache) + held_bytes(engine.step.depth_cache)
     assert plan["slots"] * plan["slot_bytes"] == held
-    assert plan["weights_bytes"] == module_bytes(engine.model)
+    laid_out = laid_out_bytes(engine.model, engine.model.device, torch.float32)
+    assert plan["weights_bytes"] == module_bytes(engine.model) + laid_out
     assert plan["voice_cache_bytes"] == 3 * MIB
 
 
@@ -99,6 +102,7 @@ def test_the_codecs_bytes_are_those_of_its_tensors() -> None:
     assert plan["slots"] * plan["slot_bytes"] == held
     modules = module_bytes(engine.codec.mimi, engine.codec._decoder)
     codebooks = [codebook._embed for codebook in engine.codec.mimi.modules() if hasattr(codebook, "_embed")]
+    modules += laid_out_bytes(engine.codec._decoder, engine.codec.device, torch.float32)
     assert plan["weights_bytes"] == modules + sum(vectors.nbytes for vectors in codebooks if vectors is not None)
 
 
@@ -223,7 +227,9 @@ def test_in_a_small_memory_there_are_fewer_slots(stage: str, free: Callable[[int
 def test_on_cuda_there_are_more_slots_than_a_cpu_keeps_up_with(free: Callable[[int], None]) -> None:
     free(64 * GIB)
     demand = CodecMemory(
-        codec.weights.read_config(RandomCheckpoint("tiny").config), maximum_seconds=MAXIMUM_SOUND_SECONDS
+        codec.weights.read_config(RandomCheckpoint("tiny").config),
+        torch.device("cuda"),
+        maximum_seconds=MAXIMUM_SOUND_SECONDS,
     )
     settings = StageSettings(checkpoint="random:tiny")
     assert memory.plan_memory("codec", settings, demand, torch.device("cuda"), [demand.window]).slots == 128
@@ -253,7 +259,7 @@ def test_what_can_not_be_held_is_refused_before_it_is_loaded(
 
 def test_the_published_models_size_is_known_without_loading_it(free: Callable[[int], None]) -> None:
     free(12 * GIB)
-    with pytest.raises(BadSetting, match=r"the weights alone take 15\.0 GiB; the budget is 10\.8 GiB \(90% of what"):
+    with pytest.raises(BadSetting, match=r"the weights alone take 28\.9 GiB; the budget is 10\.8 GiB \(90% of what"):
         built("reasoner", checkpoint="random:chroma-4b", dtype="float32")
 
 
