@@ -1,10 +1,10 @@
-# setup · demo · protos · check · test · bench · help; CI runs these targets and nothing else.
+# setup · demo · protos · check · test · bench · gpu · help; CI runs these targets and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: help setup demo protos check test bench
+.PHONY: help setup demo protos check test bench gpu
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,10 +36,14 @@ check: setup ## formatting, lint, types, import rules, protos
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/buf breaking protos --against protos/released.binpb
 
+# Two workers on two cores: a product that took both would wait for the other worker.
 test: setup ## all tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # 128 frames to 38 steps: the published 485 to 144 in little. One thread a stage, in the mesh as in one process.
 bench: setup ## how fast the mesh is on this machine, in about 5 minutes: bench/
 	$(BIN)/chroma-mesh bench --checkpoint random:small --device cpu --threads 1 --frames 128 \
 		--sessions 1,2,4,8 --rate 0.5 --duration 30 --engine --out bench
+
+gpu: setup ## what a GPU machine without a network needs, into build/gpu; tests/gpu/README.md says how to go on
+	$(BIN)/python tests/gpu/prepare.py

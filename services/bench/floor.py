@@ -13,6 +13,7 @@ from services.bench.clock import Clock
 from services.bench.engines import StageEngines
 from services.bench.shape import Cost, ReplyShape
 from services.codec.mimi import exact_float32
+from services.inference.graphs import Capture, graph_capture
 from services.inference.transformer import Transformer
 from services.reasoner.model import ReasonerModel
 from services.speech.model import SpeechModel
@@ -125,20 +126,11 @@ def launch(products: Sequence[Product]) -> Launch:
         for run in runs:
             run()
 
-    if products[0].weights[0].device.type != "cuda":
-        run_all()
-        return run_all
-    # Libraries set themselves up at first use, which can't be captured.
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run_all()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run_all()
-    replay: Launch = graph.replay
-    return replay
+    capture: Capture[None] | None = graph_capture(products[0].weights[0].device)
+    if capture is not None:
+        return capture(run_all)
+    run_all()
+    return run_all
 
 
 class Floor:
