@@ -19,7 +19,9 @@ class Product:
 
     def __init__(self) -> None:
         self._laid_out: Tensor | None = None
-        self._source = (0, 0)
+        # Held, so that no other weight takes its place in memory and passes for it.
+        self._source: Tensor | None = None
+        self._version = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Product":
         """A copy's weight is laid out anew: oneDNN's layout can't be copied."""
@@ -30,10 +32,10 @@ class Product:
         if weight.numel() < _LAID_OUT_NUMBERS or x.device.type != "cpu" or x.dtype != torch.float32:
             return functional.linear(x, weight, bias)
         # A weight that was filled or moved since is laid out again.
-        source = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._laid_out is None or source != self._source:
+        version = 0 if weight.is_inference() else weight._version
+        if self._source is None or weight.data_ptr() != self._source.data_ptr() or version != self._version:
             self._laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-            self._source = source
+            self._source, self._version = weight.detach(), version
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._laid_out, bias, "none", [], "")
         return product
 

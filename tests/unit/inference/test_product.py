@@ -50,6 +50,15 @@ def test_a_weight_that_was_filled_again_counts() -> None:
         torch.testing.assert_close(layer(x), functional.linear(x, layer.weight), rtol=1e-4, atol=1e-4)
 
 
+def test_a_weight_in_the_place_of_one_that_is_gone_counts() -> None:
+    """As after a conversion: the allocator likes to give the same memory again."""
+    product, x = Product(), numbers(0, 4, 256)
+    for seed in range(30):
+        weight = numbers(seed, 400, 256)
+        torch.testing.assert_close(product(x, weight, None), functional.linear(x, weight), rtol=1e-4, atol=1e-4)
+        del weight
+
+
 def test_a_copy_is_a_layer_of_its_own() -> None:
     layer, x = Linear(256, 384), numbers(0, 4, 256)
     first = layer(x)
