@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # What a draw may have to rank, in steps: few sizes, so few shapes. The next one is all.
 _FEW = 64
@@ -49,7 +49,7 @@ def ranked_count(top_k: int, code_count: int) -> int:
 
 
 def draw(logits: Tensor, how: Draw, noise: Tensor | None) -> Tensor:
-    """Draws one code a row: logits [B, codes] float32, noise [n, codes] of `scaled_noise` → codes [B] int64.
+    """Draws one code a row: logits [B, codes] float32, noise [n, codes] of `GumbelNoise` → codes [B] int64.
 
     Values that equal the k-th largest stay, as in the reference (model.md B.4). noise None: all rows are greedy. A row
     that does not draw gets any code.
@@ -67,24 +67,38 @@ def _draw_all(logits: Tensor, how: Draw, noise: Tensor) -> Tensor:
     return (logits + noise).masked_fill_(out, -torch.inf).argmax(dim=-1)
 
 
-def scaled_noise(how: Draw, frame: Tensor, codebook_count: int, code_count: int) -> Tensor | None:
-    """The noise of a frame, frame [n] int64 → [n, codebooks, codes] float32; None if all rows are greedy.
+class GumbelNoise(nn.Module):
+    """The noise that frames are drawn with.
 
-    Standard Gumbel noise times the row's temperature: the largest sum of logit and noise is a draw from the softmax of
-    logits over temperature, and the largest logit where the temperature is 0. Each number is a pure function of (seed,
-    frame, codebook, code), so a replay and any batch draw the same codes.
+    Each number is a pure function of (seed, frame, codebook, code), so a replay and any batch draw the same codes. What
+    hangs on codebook and code alone is hashed once.
     """
-    if how.ranked == 0:
-        return None
-    device = frame.device
-    row = _mix(torch.stack((how.seed, how.seed >> 32, frame)).to(torch.int32))
-    row = _mix(row[0] ^ _mix(row[1] ^ _mix(row[2])))
-    codebooks = torch.arange(1, codebook_count + 1, device=device, dtype=torch.int32)
-    codes = torch.arange(1, code_count + 1, device=device, dtype=torch.int32)
-    bits = _mix(_mix(row[:, None] ^ _mix(codebooks))[..., None] ^ _mix(codes))
-    # 23 bits and a half: every value is exact in float32 and lies strictly between 0 and 1.
-    uniform = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(1 / (1 << 23))
-    return uniform.log_().neg_().log_().mul_(-how.temperature[:, None, None])
+
+    places: Tensor
+
+    def __init__(self, codebook_count: int, code_count: int) -> None:
+        super().__init__()
+        # Numbers that no codebook shares with a code: the hash of a pair must not be that of the pair turned round.
+        codebooks = -torch.arange(1, codebook_count + 1, dtype=torch.int32)
+        codes = torch.arange(1, code_count + 1, dtype=torch.int32)
+        self.register_buffer("places", _mix(_mix(codebooks)[:, None] ^ _mix(codes)), persistent=False)
+
+    def forward(self, how: Draw, frame: Tensor) -> Tensor | None:
+        """A frame's noise, frame [n] int64 → [n, codebooks, codes] float32; None if all rows are greedy.
+
+        Standard Gumbel noise times the row's temperature: the largest sum of logit and noise is a draw from the softmax
+        of logits over temperature, and the largest logit where the temperature is 0.
+        """
+        if how.ranked == 0:
+            return None
+        row = _mix(torch.stack((how.seed, how.seed >> 32, frame)).to(torch.int32))
+        row = _mix(row[0] ^ _mix(row[1] ^ _mix(row[2])))
+        # Both sides are hashed already, and only high bits are used: one round of the hash is left to do.
+        bits = (self.places ^ row[:, None, None]).mul_(0x7FEB352D)
+        bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF)).mul_(0x846CA68B - (1 << 32))
+        # 23 bits and a half: every value is exact in float32 and lies strictly between 0 and 1.
+        uniform = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(1 / (1 << 23))
+        return uniform.log_().neg_().log_().mul_(-how.temperature[:, None, None])
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from services.inference.batch_rows import FEWEST_ROWS
 from services.inference.kv_cache import KvCache
 from services.inference.prefill import Chunk
-from services.inference.sampling import Draw, draw, scaled_noise
+from services.inference.sampling import Draw, GumbelNoise, draw
 from services.inference.transformer import TransformerConfig, transformer_config
 from services.speech.backbone import Backbone
 from services.speech.depth_decoder import DepthCache, DepthDecoder, DepthDecoderConfig, DepthPositions
@@ -79,6 +79,7 @@ class SpeechModel(nn.Module):
             DepthDecoderConfig(config.depth_decoder, hidden, config.codebook_count, config.logit_count),
             depth_positions,
         )
+        self.noise = GumbelNoise(config.codebook_count, config.code_count)
         self.first_rows: Tensor
         self.register_buffer("first_rows", torch.arange(config.codebook_count) * config.logit_count, persistent=False)
 
@@ -136,7 +137,7 @@ class SpeechModel(nn.Module):
         places = stack.places(inputs.columns[:, -x.shape[1] :], reach)
         hidden = stack(x, places, cache)[:, -1]
         logits = self.backbone.first_logits(hidden, self.config.code_count)
-        noise = scaled_noise(inputs.how, inputs.frame, self.config.codebook_count, self.config.code_count)
+        noise: Tensor | None = self.noise(inputs.how, inputs.frame)
         first = draw(logits, inputs.how, None if noise is None else noise[:, 0])
         codes = self.depth_decoder.decode(
             hidden, first, self.code_embedding, self.config.code_count, inputs.how, noise, depth_cache

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.inference.sampling import Draw, draw, scaled_noise
+from services.inference.sampling import Draw, GumbelNoise, draw
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, 0.5, -3.0, 1.5])
 
@@ -27,13 +27,13 @@ def way(temperature: Tensor, top_k: Tensor, seed: Tensor, count: int) -> Draw:
 
 def draw_of(logits: Tensor, settings: Draw, frame: Tensor, codebook: int) -> Tensor:
     """One codebook's codes, with the noise that is its own."""
-    noise = scaled_noise(settings, frame, codebook + 1, logits.shape[-1])
+    noise = GumbelNoise(codebook + 1, logits.shape[-1])(settings, frame)
     return draw(logits, settings, None if noise is None else noise[:, codebook])
 
 
 def noise_of(seed: Tensor, frame: Tensor, codebook: int, code_count: int) -> Tensor:
     """One codebook's noise: [B, codes]."""
-    noise = scaled_noise(how(len(seed), seed=seed), frame, codebook + 1, code_count)
+    noise = GumbelNoise(codebook + 1, code_count)(how(len(seed), seed=seed), frame)
     assert noise is not None
     return noise[:, codebook]
 
@@ -68,8 +68,8 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
 
 def test_there_is_noise_exactly_where_something_is_drawn() -> None:
     frame = torch.zeros(2, dtype=torch.int64)
-    assert scaled_noise(how(2, temperature=0.0), frame, 8, 8) is None
-    noise = scaled_noise(how(2), frame, 8, 5)
+    assert GumbelNoise(8, 8)(how(2, temperature=0.0), frame) is None
+    noise = GumbelNoise(8, 5)(how(2), frame)
     assert noise is not None
     assert (noise.shape, noise.dtype) == ((2, 8, 5), torch.float32)
 
@@ -148,7 +148,7 @@ def test_noise_does_not_depend_on_how_the_rows_are_drawn() -> None:
     """A replay has other neighbours, and so other numbers of logits to rank: its noise is the same."""
     seeds, frames = torch.tensor([3, -1, 5]), torch.tensor([0, 9, 1000])
     first, second = (
-        scaled_noise(Draw(torch.full((3,), 0.5), torch.tensor([1, 2, 3]) * ranked, seeds, ranked), frames, 8, 50)
+        GumbelNoise(8, 50)(Draw(torch.full((3,), 0.5), torch.tensor([1, 2, 3]) * ranked, seeds, ranked), frames)
         for ranked in (1, 40)
     )
     assert first is not None
@@ -163,10 +163,10 @@ def test_a_codes_noise_does_not_depend_on_how_many_codes_there_are() -> None:
 
 def test_a_codebooks_noise_does_not_depend_on_how_many_codebooks_or_codes_there_are() -> None:
     seeds, frames = torch.tensor([3, -1, 2**62]), torch.arange(3)
-    most = scaled_noise(how(3, seed=seeds), frames, 8, 2048)
+    most = GumbelNoise(8, 2048)(how(3, seed=seeds), frames)
     assert most is not None
     for codebook_count, code_count in ((1, 2048), (3, 50), (8, 1), (8, 2047)):
-        fewer = scaled_noise(how(3, seed=seeds), frames, codebook_count, code_count)
+        fewer = GumbelNoise(codebook_count, code_count)(how(3, seed=seeds), frames)
         assert fewer is not None
         assert fewer.equal(most[:, :codebook_count, :code_count])
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from services.inference.sampling import Draw, scaled_noise
+from services.inference.sampling import Draw, GumbelNoise
 from services.inference.transformer import transformer_config
 from services.speech.depth_decoder import DepthDecoder, DepthDecoderConfig, DepthPositions
 from services.speech.model import SpeechModel
@@ -62,7 +62,7 @@ def greedy(rows: int) -> Draw:
 
 
 def noise_of(how: Draw, frame: int = 0) -> Tensor | None:
-    return scaled_noise(how, torch.full_like(how.seed, frame), CODEBOOKS, CODES)
+    return GumbelNoise(CODEBOOKS, CODES)(how, torch.full_like(how.seed, frame))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 
 from services.inference.checkpoint import Checkpoint
 from services.inference.kv_cache import KvCache
-from services.inference.sampling import Draw, scaled_noise
+from services.inference.sampling import Draw, GumbelNoise
 from services.inference.slots import NotFinite, Refused
 from services.speech import weights
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechFrame, SpeechStep, SpeechStream, Voice
@@ -375,7 +375,7 @@ async def test_every_code_is_drawn_with_the_noise_of_its_frame_and_codebook(
     """Where all codes are equally likely, the noise alone decides."""
     seed, count = 77, mute_model.config.code_count
     how = Draw(torch.ones(6), torch.zeros(6, dtype=torch.int64), torch.full((6,), seed), ranked=count)
-    noise = scaled_noise(how, torch.arange(6), 8, count)
+    noise = GumbelNoise(8, count)(how, torch.arange(6))
     assert noise is not None
     expected = noise.argmax(dim=-1).tolist()
     async with started(new_speech_engine(mute_model)) as engine:
