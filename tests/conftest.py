@@ -247,7 +247,8 @@ class Gate:
 
     async def reached(self) -> None:
         """Returns when the device thread stands at the gate."""
-        await asyncio.to_thread(self.arrived.wait)
+        # A thread that waits can't be cancelled: without a limit a gate that is never reached would hang the whole run.
+        assert await asyncio.to_thread(self.arrived.wait, 60), "the device thread never came to the gate"
 
 
 @contextmanager

@@ -108,7 +108,10 @@ async def all_slots_are_free(server: Server) -> None:
 
 
 def opening(
-    audio_format: types_pb2.AudioFormat = F32, resumed: Codes | None = None, played: int = 0
+    audio_format: types_pb2.AudioFormat = F32,
+    resumed: Codes | None = None,
+    played: int = 0,
+    due_seconds: float = 0.0,
 ) -> codec_pb2.DecodeRequest:
     """The first message."""
     resume = None
@@ -116,7 +119,9 @@ def opening(
         resume = codec_pb2.DecodeResume(
             frames=[types_pb2.Frame(codes=codes) for codes in resumed], played_frame_count=played
         )
-    return codec_pb2.DecodeRequest(open=codec_pb2.DecodeOpen(audio_format=audio_format, resume=resume))
+    return codec_pb2.DecodeRequest(
+        open=codec_pb2.DecodeOpen(audio_format=audio_format, resume=resume, due_seconds=due_seconds)
+    )
 
 
 def frame(index: int, codes: Sequence[int]) -> codec_pb2.DecodeRequest:
@@ -323,6 +328,13 @@ async def test_what_breaks_the_law_is_refused(
     assert server.count("invalid") == before + 1
 
 
+@pytest.mark.parametrize("seconds", [-0.5, 3601.0, np.inf, -np.inf, np.nan])
+async def test_a_time_that_is_out_of_range_or_none_is_refused(server: Server, seconds: float) -> None:
+    error = await refusal(exchange(server, [opening(due_seconds=seconds)], half_close=False))
+    assert (error.code, error.field) == (grpc.StatusCode.INVALID_ARGUMENT, "open.due_seconds")
+    assert error.message == f"open.due_seconds must be 0 to 3600, got {seconds:g}"
+
+
 @pytest.mark.parametrize("after", [OPEN, frame(1, [0] * CODEBOOKS), END, codec_pb2.DecodeRequest()])
 async def test_nothing_may_follow_end(server: Server, after: codec_pb2.DecodeRequest) -> None:
     # Or the reply might be finished before the server sees what follows.
@@ -377,6 +389,31 @@ async def test_a_full_codec_is_unavailable_at_once_and_the_queue_is_served() -> 
         assert not served.is_set()
         holder.cancel()
         assert len(await next(ends)) == len(codes) * SAMPLES_PER_FRAME * 4
+
+
+async def test_of_those_that_wait_the_one_that_is_due_first_is_served_first() -> None:
+    async with serving(slots=1, queue_limit=4) as server:
+        first = server.stub.Decode(timeout=DEADLINE)
+        await first.write(OPEN)
+        assert (await first.read()).WhichOneof("payload") == "opened"
+        calls = {}
+        for seconds in (500.0, 3600.0, 0.0, 300.0):
+            calls[seconds] = server.stub.Decode(timeout=DEADLINE)
+            await calls[seconds].write(opening(due_seconds=seconds))
+            while len(server.engine._waiting) < len(calls):
+                await server.engine.call(lambda: None)
+        served_seconds = []
+
+        async def until_served(seconds: float) -> None:
+            assert (await calls[seconds].read()).WhichOneof("payload") == "opened"
+            served_seconds.append(seconds)
+            calls[seconds].cancel()
+
+        async with asyncio.TaskGroup() as tasks:
+            for seconds in calls:
+                tasks.create_task(until_served(seconds))
+            first.cancel()
+        assert served_seconds == [0.0, 300.0, 500.0, 3600.0]
 
 
 async def test_cancelling_a_call_frees_its_slot() -> None:

@@ -26,6 +26,7 @@ from services.runtime.channel import open_channel
 from services.runtime.errors import MeshError, from_rpc_error
 from services.runtime.tensors import decode_tensor
 from tests.conftest import GOLDEN, GoldenCase, gated, serving, until_idle
+from tests.contract.scraped_metrics import scraped
 
 RATE, HIDDEN = 16_000, 48
 DEADLINE_SECONDS = 60.0
@@ -376,6 +377,14 @@ BAD = {
     ),
     "no step at most": Bad([opening(max_step_count=0)], "INVALID_ARGUMENT", "max_step_count must be at least 1"),
     "a token that does not exist": Bad([opening(resumed=[5, 448])], "INVALID_ARGUMENT", "must be below 448, got 448"),
+    **{
+        f"due in {seconds} s": Bad(
+            [opening(due_seconds=seconds)],
+            "INVALID_ARGUMENT",
+            f"open.due_seconds must be 0 to 3600, got {seconds:g}",
+        )
+        for seconds in (-0.5, 3601.0, np.inf, -np.inf, np.nan)
+    },
 }
 
 
@@ -417,6 +426,7 @@ async def test_a_refusal_names_the_field(server: Server) -> None:
     assert (await failure(server, [opening(), text(3, "a")])).field == "part.index"
     assert (await failure(server, [opening(max_step_count=0)])).field == "open.max_step_count"
     assert (await failure(server, [opening(resumed=[999])])).field == "open.resume.token_ids"
+    assert (await failure(server, [opening(due_seconds=np.nan)])).field == "open.due_seconds"
 
 
 async def test_all_that_is_bad_at_once_harms_no_reply(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
@@ -453,6 +463,53 @@ async def test_more_calls_than_there_is_room_for_are_told_so(
         assert await rest(first) == ["step", "finished"]
         assert len(await waiting.pop()) == 3
         await server.is_whole()
+
+
+async def test_of_those_that_wait_the_one_that_is_due_first_is_served_first(
+    new_reasoner_engine: Callable[..., ReasonerEngine],
+) -> None:
+    async with served(new_reasoner_engine(slot_count=1, queue_limit=4)) as server:
+        first = server.stub.Generate(timeout=DEADLINE_SECONDS)
+        await first.write(opening())
+        assert (await first.read()).WhichOneof("payload") == "opened"
+        calls: dict[float, Any] = {}
+        for seconds in (500.0, 3600.0, 0.0, 300.0):
+            calls[seconds] = server.stub.Generate(timeout=DEADLINE_SECONDS)
+            await calls[seconds].write(opening(due_seconds=seconds))
+            while len(server.engine._waiting) < len(calls):
+                await server.engine.call(lambda: None)
+        served_seconds = []
+
+        async def until_served(seconds: float) -> None:
+            assert (await calls[seconds].read()).WhichOneof("payload") == "opened"
+            served_seconds.append(seconds)
+            calls[seconds].cancel()
+
+        async with asyncio.TaskGroup() as tasks:
+            for seconds in calls:
+                tasks.create_task(until_served(seconds))
+            first.cancel()
+        assert served_seconds == [0.0, 300.0, 500.0, 3600.0]
+        await server.is_whole()
+
+
+async def test_it_is_counted_what_was_found_of_a_prompt(
+    new_reasoner_engine: Callable[..., ReasonerEngine], golden_cases: dict[str, GoldenCase]
+) -> None:
+    """Two that differ at the first position have nothing in common; all but the last of a prompt may be found."""
+    async with served(new_reasoner_engine()) as server:
+        positions = golden_cases["text_only"].expected["reasoner_input_ids"].size
+        found = []
+        for name in (None, "text_only", "text_only", "short_speech", "text_only"):
+            if name is not None:
+                await generate(server, wire_case(golden_cases[name]))
+            values = await scraped(server.registry)
+            found.append([values[f"chroma_reasoner_prefix_lookups_total/{outcome}"] for outcome in ("hit", "miss")])
+            found[-1].append(values["chroma_reasoner_prefix_positions_total"])
+        short = found[3][2] - found[2][2]
+        assert 0 < short < positions
+        again = positions - 1
+        assert found == [[0, 0, 0], [0, 1, 0], [1, 1, again], [2, 1, again + short], [3, 1, 2 * again + short]]
 
 
 async def test_cancelling_frees_the_slot(server: Server, golden_cases: dict[str, GoldenCase]) -> None:

@@ -24,6 +24,7 @@ from services.speech.metrics import SpeechMetrics
 from services.speech.service import SERVICE_NAME, SpeechService
 from services.speech.settings import SpeechSettings
 from tests.conftest import GOLDEN, GoldenCase, gated, serving, until_idle
+from tests.contract.scraped_metrics import scraped
 
 HIDDEN, CODEBOOKS, CODES, END_TOKEN_ID = 48, 8, 2048, 2
 DEADLINE_SECONDS = 60.0
@@ -358,6 +359,12 @@ BAD = {
     "boundless heat": bad_open("INVALID_ARGUMENT", "must be 0 to 2, got inf", sampling=sampling(temperature=np.inf)),
     "too many codes to draw": bad_open("INVALID_ARGUMENT", "0 to 2048, got 2049", sampling=sampling(top_k=2049)),
     "no frame at most": bad_open("INVALID_ARGUMENT", "must be at least 1, got 0", max_frame_count=0),
+    **{
+        f"due in {seconds} s": bad_open(
+            "INVALID_ARGUMENT", f"open.due_seconds must be 0 to 3600, got {seconds:g}", due_seconds=seconds
+        )
+        for seconds in (-0.5, 3601.0, np.inf, -np.inf, np.nan)
+    },
 }
 
 
@@ -395,6 +402,7 @@ async def test_a_refusal_names_the_field(server: Server) -> None:
         "a resumed code out of range": "open.resume.frames[1].codes[7]",
         "too hot": "sampling.temperature",
         "no frame at most": "open.max_frame_count",
+        "due in nan s": "open.due_seconds",
     }
     with gated(server.engine.model, "next_frames"):
         assert {name: (await failure(server, BAD[name].requests)).field for name in wanted} == wanted
@@ -445,6 +453,46 @@ async def open_alone(call: Any) -> Response:
     if answer is grpc.aio.EOF:
         await rest(call)
     return answer
+
+
+async def test_of_those_that_wait_the_one_that_is_due_first_is_served_first(
+    new_speech_engine: Callable[..., SpeechEngine],
+) -> None:
+    async with served(new_speech_engine(slot_count=1, queue_limit=4)) as server:
+        first = server.stub.GenerateFrames(timeout=DEADLINE_SECONDS)
+        await first.write(opening())
+        assert (await first.read()).WhichOneof("payload") == "opened"
+        calls: dict[float, Any] = {}
+        for seconds in (500.0, 3600.0, 0.0, 300.0):
+            calls[seconds] = server.stub.GenerateFrames(timeout=DEADLINE_SECONDS)
+            await calls[seconds].write(opening(due_seconds=seconds))
+            while len(server.engine._waiting) < len(calls):
+                await server.engine.call(lambda: None)
+        served_seconds = []
+
+        async def until_served(seconds: float) -> None:
+            assert (await calls[seconds].read()).WhichOneof("payload") == "opened"
+            served_seconds.append(seconds)
+            calls[seconds].cancel()
+
+        async with asyncio.TaskGroup() as tasks:
+            for seconds in calls:
+                tasks.create_task(until_served(seconds))
+            first.cancel()
+        assert served_seconds == [0.0, 300.0, 500.0, 3600.0]
+        await server.is_whole()
+
+
+async def test_it_is_counted_whether_a_voice_was_kept(new_speech_engine: Callable[..., SpeechEngine]) -> None:
+    async with served(new_speech_engine()) as server:
+        lookups = "chroma_speech_voice_lookups_total"
+        found = []
+        for spoken in (None, VOICE, VOICE, voice("Hello."), VOICE):
+            if spoken is not None:
+                await generate(server, [opening(spoken, max_frame_count=1), STEP, END])
+            values = await scraped(server.registry)
+            found.append((values[f"{lookups}/hit"], values[f"{lookups}/miss"]))
+        assert found == [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
 
 
 async def test_cancelling_frees_the_slot(server: Server) -> None:

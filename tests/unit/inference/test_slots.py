@@ -30,8 +30,10 @@ class EchoStream(Stream[int, int]):
 class EchoEngine(SlotEngine[EchoStream]):
     """A fake engine that checks its own laws on the device thread: `broken` lists those that were not kept."""
 
-    def __init__(self, slot_count: int = 2, queue_limit: int = 4) -> None:
-        super().__init__(slot_count, queue_limit, "echo-device", device=torch.device("cpu"))
+    def __init__(self, slot_count: int = 2, queue_limit: int = 4, *, keeps_longest: bool = False) -> None:
+        super().__init__(
+            slot_count, queue_limit, "echo-device", device=torch.device("cpu"), keeps_longest=keeps_longest
+        )
         self.joined: list[EchoStream] = []
         self.left: list[EchoStream] = []
         self.broken: list[str] = []
@@ -122,13 +124,17 @@ def begin_open(engine: EchoEngine, stream: EchoStream | None = None) -> Callable
 class Holder:
     """A stream in a task of its own: opens, notes that it has its slot, holds it until told to leave."""
 
-    def __init__(self, engine: EchoEngine, name: int = 0, order: list[int] | None = None) -> None:
+    def __init__(
+        self, engine: EchoEngine, name: int = 0, order: list[int] | None = None, due_seconds: float = 0.0
+    ) -> None:
         self._engine, self._name, self._order = engine, name, order if order is not None else []
+        self.stream = EchoStream()
+        self.stream.due_seconds = due_seconds
         self.entered, self._leave = asyncio.Event(), asyncio.Event()
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        async with self._engine.open(EchoStream()):
+        async with self._engine.open(self.stream):
             self._order.append(self._name)
             self.entered.set()
             await self._leave.wait()
@@ -243,20 +249,85 @@ async def test_slots_are_given_in_the_order_they_were_asked_for() -> None:
     assert order == list(range(12))
 
 
+@pytest.mark.parametrize("dues", [[0.0], [0.0, 1000.0, 2000.0]], ids=["alike", "apart"])
 @pytest.mark.parametrize("seed", range(5))
-async def test_cancelled_waiters_leave_the_others_in_order(seed: int) -> None:
+async def test_slots_are_given_to_who_is_due_first_and_of_those_to_who_asked_first(
+    seed: int, dues: list[float]
+) -> None:
+    """Also where some of those that wait give up."""
     engine, order, chance = EchoEngine(slot_count=1, queue_limit=20), [], random.Random(seed)
     async with running(engine):
-        holders = [Holder(engine, number, order) for number in range(12)]
+        due_seconds = [chance.choice(dues) for _ in range(12)]
+        holders = [Holder(engine, number, order, due) for number, due in enumerate(due_seconds)]
         await holders[0].entered.wait()
         gone = set(chance.sample(range(1, 12), 5))
         for number in gone:
             await holders[number].cancel()
-        for number in sorted(set(range(12)) - gone):
+        expected = [0, *sorted(set(range(1, 12)) - gone, key=lambda number: (due_seconds[number], number))]
+        for number in expected:
             await holders[number].entered.wait()
             await holders[number].leave()
         await until_idle(engine)
-    assert order == [number for number in range(12) if number not in gone]
+    assert order == expected
+
+
+async def test_one_that_comes_later_but_is_due_sooner_passes_those_that_wait() -> None:
+    engine, order = EchoEngine(slot_count=1, queue_limit=20), []
+    async with running(engine):
+        first, patient = Holder(engine, 0, order), Holder(engine, 1, order, 1000.0)
+        await first.entered.wait()
+        await asyncio.sleep(0)
+        urgent = Holder(engine, 2, order, 10.0)
+        await asyncio.sleep(0)
+        await first.leave()
+        await urgent.entered.wait()
+        assert not patient.entered.is_set()
+        assert first.stream.due_at < urgent.stream.due_at < patient.stream.due_at
+        for holder in (urgent, patient):
+            await holder.leave()
+    assert order == [0, 2, 1]
+
+
+async def test_however_urgent_a_stream_is_a_full_queue_is_full() -> None:
+    engine = EchoEngine(slot_count=1, queue_limit=1)
+    async with running(engine):
+        holder, waiting = Holder(engine), Holder(engine, due_seconds=1000.0)
+        await holder.entered.wait()
+        await asyncio.sleep(0)
+        with pytest.raises(Full):
+            begin_open(engine)
+        await holder.leave()
+        await waiting.entered.wait()
+        await waiting.leave()
+
+
+@pytest.mark.parametrize("keeps_longest", [True, False])
+@given(visits=st.lists(st.integers(0, 3), max_size=30))
+def test_the_free_slot_that_is_given_is_the_lowest_or_the_one_left_first(
+    visits: list[int], keeps_longest: bool
+) -> None:
+    """Against a model: each number says whose turn it is to come, or to leave if it is there."""
+    engine = EchoEngine(slot_count=4, queue_limit=0, keeps_longest=keeps_longest)
+    free, held = [0, 1, 2, 3], dict[int, Holder]()
+
+    async def scenario() -> None:
+        async with running(engine):
+            for number in visits:
+                if number in held:
+                    holder = held.pop(number)
+                    await holder.leave()
+                    await engine.call(lambda: None)  # its slot is free
+                    free.append(holder.stream.slot)
+                else:
+                    held[number] = Holder(engine)
+                    await held[number].entered.wait()
+                    expected = free[0] if keeps_longest else min(free)
+                    assert held[number].stream.slot == expected
+                    free.remove(expected)
+            for holder in held.values():
+                await holder.leave()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("queue_limit", [0, 1, 3])

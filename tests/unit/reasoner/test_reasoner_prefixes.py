@@ -1,0 +1,384 @@
+"""What slots still hold of prompts is found again: where they differ, whose it was, and never another's sound."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.inference.slots import NotFinite
+from services.reasoner.engine import ReasonerEngine, ReasonerStream
+from services.reasoner.prompt import Clip, Prompt, Turn
+from tests.conftest import gated, started, until_idle
+from tests.unit.stream_visits import rounds
+
+NewEngine = Callable[..., ReasonerEngine]
+Steps = list[tuple[int, bytes]]
+
+SYSTEM = Turn("system", ("You are Chroma, a helpful assistant.",))
+STEP_COUNT = 4
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+
+
+@dataclass
+class Written:
+    """One reply: its steps, and what its prompt was."""
+
+    steps: Steps
+    found_count: int
+    prompt: Prompt
+
+
+async def write(engine: ReasonerEngine, turns: list[Turn], resumed: list[int] | None = None) -> Written:
+    stream = ReasonerStream(STEP_COUNT, resumed or [])
+    async with engine.open(stream):
+        await stream.send(turns)
+        stream.end()
+        steps = [(step.token_id, step.hidden_state.tobytes()) async for step in stream]
+    await rounds(engine, 1)  # its slot is free
+    assert stream.prompt is not None
+    return Written(steps, stream.found_count, stream.prompt)
+
+
+@dataclass
+class Tokens:
+    """Prompts told by their tokens, so that a test may let them differ anywhere."""
+
+    new_engine: NewEngine
+    known: dict[tuple[int, ...], Steps] = field(default_factory=dict, repr=False)
+
+    def engine(self, **shape: int) -> ReasonerEngine:
+        engine = self.new_engine(**({"context_length": 128} | shape))
+        engine._assemble = lambda turns: Prompt([ord(mark) for mark in turns[0].parts[0]], (), ())  # type: ignore
+        return engine
+
+    def turns(self, tokens: list[int]) -> list[Turn]:
+        return [Turn("user", ("".join(map(chr, tokens)),))]
+
+    async def alone(self, tokens: list[int]) -> Steps:
+        """The reply in an engine that was never used before."""
+        if (key := tuple(tokens)) not in self.known:
+            async with started(self.engine(slot_count=1)) as engine:
+                self.known[key] = (await write(engine, self.turns(tokens))).steps
+        return self.known[key]
+
+
+@pytest.fixture(scope="module")
+def tokens(new_reasoner_engine: NewEngine) -> Tokens:
+    return Tokens(new_reasoner_engine)
+
+
+BASE = np.random.default_rng(0).integers(20, 390, 37).tolist()
+OTHER = [token + 1 for token in BASE]
+
+
+@pytest.mark.parametrize("slot_count", [1, 2])
+@pytest.mark.parametrize("tail", [0, 1, 20])
+async def test_a_prefix_of_every_length_is_found_and_gives_the_same_bytes(
+    tokens: Tokens, slot_count: int, tail: int
+) -> None:
+    """In another slot and in the reply's own; of the whole prompt all but the last position, whose state is needed."""
+    for length in range(len(BASE) + 1):
+        prompt = BASE[:length] + (OTHER[length:] + OTHER)[:tail]
+        if not prompt:
+            continue
+        chunk = (4, 16, 64)[length % 3]
+        async with started(tokens.engine(slot_count=slot_count, prefill_chunk=chunk)) as engine:
+            assert (await write(engine, tokens.turns(BASE))).found_count == 0
+            with gated(engine.model, "prefill", at_call=0) as counted:
+                written = await write(engine, tokens.turns(prompt))
+        assert written.found_count == min(length, len(prompt) - 1), length
+        assert counted.calls == math.ceil((len(prompt) - written.found_count) / chunk), length
+        assert written.steps == await tokens.alone(prompt), length
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompts=st.lists(st.lists(st.sampled_from([30, 31]), min_size=1, max_size=7), min_size=2, max_size=8),
+    slot_count=st.integers(1, 3),
+)
+def test_whatever_came_before_the_longest_prefix_that_is_left_is_found(
+    tokens: Tokens, prompts: list[list[int]], slot_count: int
+) -> None:
+    """Slots are given in the order in which they were left, so the last so many prompts are there."""
+
+    async def scenario() -> None:
+        async with started(tokens.engine(slot_count=slot_count, prefill_chunk=4)) as engine:
+            for number, prompt in enumerate(prompts):
+                written = await write(engine, tokens.turns(prompt))
+                left = prompts[max(0, number - slot_count) : number]
+                longest = max((common(prompt, other) for other in left), default=0)
+                assert written.found_count == min(longest, len(prompt) - 1)
+                assert written.steps == await tokens.alone(prompt)
+
+    asyncio.run(scenario())
+
+
+async def test_tokens_that_were_decoded_are_not_found(tokens: Tokens) -> None:
+    """A prompt with the reply in it would have been prefilled, which rounds in another way."""
+    async with started(tokens.engine(slot_count=2)) as engine:
+        first = await write(engine, tokens.turns(BASE))
+        longer = [*BASE, *(token for token, _ in first.steps), 30]
+        written = await write(engine, tokens.turns(longer))
+    assert written.found_count == len(BASE)
+    assert written.steps == await tokens.alone(longer)
+
+
+# --- whose it was
+
+
+async def test_a_donor_that_is_still_writing_is_left_in_peace(tokens: Tokens) -> None:
+    async with started(tokens.engine(slot_count=3)) as engine:
+        donor = ReasonerStream(STEP_COUNT)
+        donor._outbox_limit = 2
+        async with engine.open(donor):
+            await donor.send(tokens.turns(BASE))
+            while donor.writable:
+                await rounds(engine, 1)
+            for length in (37, 20, 3):
+                written = await write(engine, tokens.turns([*BASE[:length], 30, 31]))
+                assert written.found_count == length
+                assert written.steps == await tokens.alone([*BASE[:length], 30, 31])
+            steps = [(step.token_id, step.hidden_state.tobytes()) async for step in donor]
+        assert steps == await tokens.alone(BASE)
+
+
+async def test_a_donor_may_have_left_amid_its_reply(tokens: Tokens) -> None:
+    async with started(tokens.engine(slot_count=2)) as engine:
+        async with engine.open(ReasonerStream()) as donor:
+            await donor.send(tokens.turns(BASE))
+            await anext(donor)
+        await until_idle(engine)
+        written = await write(engine, tokens.turns([*BASE, 30]))
+    assert written.found_count == len(BASE)
+    assert written.steps == await tokens.alone([*BASE, 30])
+
+
+async def test_what_was_half_prefilled_is_not_found(tokens: Tokens) -> None:
+    """The stream left in the middle; and what the slot held before is gone as well."""
+    async with started(tokens.engine(slot_count=1, prefill_chunk=16)) as engine:
+        assert (await write(engine, tokens.turns(OTHER))).found_count == 0
+        with gated(engine.model, "prefill", at_call=2) as gate:
+            leaving = asyncio.create_task(write(engine, tokens.turns(BASE)))
+            await gate.reached()
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            gate.opened.set()
+            await until_idle(engine)
+        for prompt in (BASE, OTHER):
+            written = await write(engine, tokens.turns(prompt))
+            assert written.found_count == 0
+            assert written.steps == await tokens.alone(prompt)
+
+
+async def test_a_prefill_that_fails_leaves_nothing_to_be_found(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the device is lost")
+
+    async with started(tokens.engine(slot_count=1)) as engine:
+        await write(engine, tokens.turns(BASE))
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.model, "prefill", broken)
+            with pytest.raises(RuntimeError, match="the device is lost"):
+                await write(engine, tokens.turns([*BASE, 30]))
+        await until_idle(engine)
+        written = await write(engine, tokens.turns(BASE))
+        assert written.found_count == 0
+        assert written.steps == await tokens.alone(BASE)
+
+
+async def test_a_donor_that_was_overwritten_since_is_no_donor(tokens: Tokens) -> None:
+    prompts = [BASE, [*BASE[:9], 30, 31], OTHER]
+    async with started(tokens.engine(slot_count=2)) as engine:
+        for prompt in prompts:
+            await write(engine, tokens.turns(prompt))
+        written = await write(engine, tokens.turns(BASE))
+    assert written.found_count == 9
+    assert written.steps == await tokens.alone(BASE)
+
+
+async def test_a_donor_may_be_overwritten_while_its_prefix_is_used(tokens: Tokens) -> None:
+    """It is copied at once: what the other slot does afterwards is its own affair."""
+    longer = [*BASE, *OTHER[::-1]]
+    async with started(tokens.engine(slot_count=2, prefill_chunk=4)) as engine:
+        await write(engine, tokens.turns(BASE))
+        await write(engine, tokens.turns([31]))
+        # Of the two slots the first is given first: `overwriting` gets the one with BASE, `using` copies from it.
+        with gated(engine.model, "prefill") as gate:
+            using, overwriting = ReasonerStream(STEP_COUNT), ReasonerStream(STEP_COUNT)
+            async with engine.open(overwriting), engine.open(using):
+                assert (overwriting.slot, using.slot) == (0, 1)
+                await using.send(tokens.turns(longer))
+                await gate.reached()
+                await overwriting.send(tokens.turns(OTHER))
+                gate.opened.set()
+                found = [
+                    [(s.token_id, s.hidden_state.tobytes()) async for s in stream] for stream in (using, overwriting)
+                ]
+    assert using.found_count == len(BASE)
+    assert found == [await tokens.alone(longer), await tokens.alone(OTHER)]
+
+
+async def test_two_that_begin_alike_at_once_each_get_their_own(tokens: Tokens) -> None:
+    prompts = [[*BASE[:length], 30] for length in (37, 37, 20, 1)]
+    async with started(tokens.engine(slot_count=3, prefill_chunk=4)) as engine, engine.open(ReasonerStream()) as first:
+        await first.send(tokens.turns(BASE))
+        written = await asyncio.gather(*(write(engine, tokens.turns(prompt)) for prompt in prompts))
+    assert [each.steps for each in written] == [await tokens.alone(prompt) for prompt in prompts]
+
+
+async def test_a_reply_taken_up_finds_its_prompt_and_goes_on_with_the_same_bytes(tokens: Tokens) -> None:
+    expected = await tokens.alone(BASE)
+    async with started(tokens.engine(slot_count=2)) as engine:
+        for count in range(STEP_COUNT + 1):
+            written = await write(engine, tokens.turns(BASE), [token for token, _ in expected[:count]])
+            assert written.steps == expected[count:]
+            assert written.found_count == (len(BASE) - 1 if count else 0)
+
+
+@pytest.mark.parametrize("at", ["prefill", "decode"])
+async def test_a_reply_that_is_no_number_leaves_nothing_to_be_found(tokens: Tokens, at: str) -> None:
+    expected = await tokens.alone(BASE)
+    async with started(tokens.engine(slot_count=1)) as engine:
+        table = engine.model.embed_tokens.weight
+        poison = BASE[20] if at == "prefill" else expected[0][0]
+        assert at == "prefill" or poison not in BASE
+        kept = table[poison].clone()
+        table[poison] = torch.nan
+        try:
+            with pytest.raises(NotFinite, match="step 0" if at == "prefill" else "step 1"):
+                await write(engine, tokens.turns(BASE))
+            await until_idle(engine)
+        finally:
+            table[poison] = kept
+        written = await write(engine, tokens.turns(BASE))
+        assert written.found_count == 0
+        assert written.steps == expected
+
+
+# --- conversations
+
+
+@dataclass
+class Conversations:
+    """Real conversations and their replies in engines that were never used before."""
+
+    new_engine: NewEngine
+
+    async def alone(self, turns: list[Turn]) -> Steps:
+        async with started(self.new_engine(slot_count=1)) as engine:
+            return (await write(engine, turns)).steps
+
+
+@pytest.fixture
+def conversations(new_reasoner_engine: NewEngine) -> Conversations:
+    return Conversations(new_reasoner_engine)
+
+
+def sound(seed: int, seconds: float) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).normal(0, 1, round(16_000 * seconds))).astype(np.float32)
+
+
+def said(*parts: str | np.ndarray) -> Turn:
+    return Turn("user", tuple(part if isinstance(part, str) else Clip(part) for part in parts))
+
+
+def answered(text: str) -> Turn:
+    return Turn("assistant", (text,))
+
+
+SOUND, LATER = sound(0, 2.5), sound(1, 0.6)
+QUIETER = (SOUND * np.float32(0.5)).astype(np.float32)
+ALTERED = SOUND.copy()
+ALTERED[-1] += 1e-6
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two conversations; whether the first's clip is found in the second."""
+
+    first: list[Turn]
+    second: list[Turn]
+    is_clip_found: bool
+
+
+PAIRS = {
+    "another question after the sound": Pair([SYSTEM, said(SOUND, "a")], [SYSTEM, said(SOUND, "b c")], True),
+    "the same sound, read anew": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND.copy())], True),
+    "the conversation goes on": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND), answered("a"), said(LATER)], True),
+    "longer by a sample": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(np.append(SOUND, np.float32(0)))], False),
+    "longer by a second": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(np.append(SOUND, LATER))], False),
+    "shorter": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND[:-4000])], False),
+    "the first two seconds": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND[:32_000])], False),
+    "another sound as long": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(sound(5, 2.5))], False),
+    "less loud": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(QUIETER)], False),
+    "one sample altered": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(ALTERED)], False),
+    "silence of two lengths": Pair([said(np.zeros(16_000, "<f4"))], [said(np.zeros(24_000, "<f4"))], False),
+    "the sounds in another order": Pair([SYSTEM, said(SOUND, LATER)], [SYSTEM, said(LATER, SOUND)], False),
+    "another instruction": Pair([SYSTEM, said(SOUND)], [Turn("system", ("You are Nobody.",)), said(SOUND)], False),
+    "no instruction": Pair([SYSTEM, said(SOUND)], [said(SOUND)], False),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+async def test_a_clip_is_found_as_a_whole_or_not_at_all(
+    new_reasoner_engine: NewEngine, conversations: Conversations, name: str
+) -> None:
+    pair = PAIRS[name]
+    async with started(new_reasoner_engine(slot_count=2)) as engine:
+        first = await write(engine, pair.first)
+        with gated(engine.model, "encode_block", at_call=0) as counted:
+            second = await write(engine, pair.second)
+    assert second.steps == await conversations.alone(pair.second)
+    alike = common(first.prompt.token_ids, second.prompt.token_ids)
+    start, end = second.prompt.clip_spans[0]
+    found = second.found_count
+    if pair.is_clip_found:
+        assert end <= found == min(alike, len(second.prompt.token_ids) - 1)
+        assert counted.calls == blocks(second.prompt.clips[1:])
+    else:
+        assert found == min(start, alike)
+        assert counted.calls == blocks(second.prompt.clips)
+
+
+def blocks(clips: tuple[Clip, ...]) -> int:
+    """Blocks of 2 s that have to be encoded."""
+    return sum(math.ceil(len(clip.samples) / 32_000) for clip in clips)
+
+
+async def test_turn_after_turn_only_what_is_new_is_run(
+    new_reasoner_engine: NewEngine, conversations: Conversations
+) -> None:
+    """As in a session: each prompt is the one before, the reply, and what was said since."""
+    turns: list[Turn] = [SYSTEM]
+    before: list[int] = []
+    async with started(new_reasoner_engine(slot_count=3)) as engine:
+        for number in range(4):
+            turns = [*turns, said(sound(number, 0.5 + number))]
+            with gated(engine.model, "encode_block", at_call=0) as counted:
+                written = await write(engine, turns)
+            assert counted.calls == blocks(written.prompt.clips[-1:])
+            assert written.steps == await conversations.alone(turns)
+            ids = written.prompt.token_ids
+            assert written.found_count == common(before, ids) >= len(before) - 8
+            before, turns = ids, [*turns, answered("The quick brown fox.")]
+
+
+async def test_sounds_are_told_apart_by_a_key_of_the_engines_own(new_reasoner_engine: NewEngine) -> None:
+    """So nobody can make a sound elsewhere that passes for another's."""
+    prompt = Prompt([3] * 5, (Clip(SOUND),), ((1, 4),))
+    one, other = (new_reasoner_engine()._identities(prompt) for _ in range(2))
+    assert one[[0, 4]].tolist() == other[[0, 4]].tolist() == [3, 3]
+    assert (one[1:4] < 0).all()
+    assert (one[1:4] != other[1:4]).all()
