@@ -16,15 +16,16 @@ class Loop:
     """Runs rounds of work on a thread of its own, so that the event loop never waits for the device.
 
     `work` does one round and returns True to be called again at once; after False the thread sleeps until `wake`.
-    Between two rounds at most one posted call is run, so that a long series of calls cannot stall the rounds. On CUDA
-    the thread queues its work on a stream of its own, beside those of other stages in the same process.
+    Between two rounds at most one posted call is run that may take long, so that a series of them cannot stall the
+    rounds, and those that are brief around it. On CUDA the thread queues its work on a stream of its own, beside those
+    of other stages in the same process.
     """
 
     def __init__(self, work: Callable[[], bool], name: str, device: torch.device) -> None:
         self._work = work
         self._device = device
         self._condition = threading.Condition()
-        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any], bool]] = deque()
         self._awake = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -49,14 +50,17 @@ class Loop:
             self._awake = True
             self._condition.notify()
 
-    def post(self, call: Callable[[], Result]) -> "Future[Result]":
-        """Runs a call on the thread, in order; from any thread. The future is cancelled if the loop closes first."""
+    def post(self, call: Callable[[], Result], *, is_brief: bool = False) -> "Future[Result]":
+        """Runs a call on the thread, in order; from any thread. The future is cancelled if the loop closes first.
+
+        `is_brief`: it takes next to no time, so it need not have a round before it.
+        """
         future: Future[Result] = Future()
         with self._condition:
             if self._closed:
                 future.cancel()
                 return future
-            self._calls.append((call, future))
+            self._calls.append((call, future, is_brief))
             self._condition.notify()
         return future
 
@@ -79,13 +83,23 @@ class Loop:
                     self._condition.wait()
                 if self._closed:
                     return
-                posted = self._calls.popleft() if self._calls else None
+                posted = self._take()
                 awake, self._awake = self._awake, False
-            if posted is not None:
-                _settle(*posted)
+            for call, future in posted:
+                _settle(call, future)
             # A posted call may have made work, so a round follows it either way.
-            if (awake or posted is not None) and self._work():
+            if (awake or posted) and self._work():
                 self.wake()
+
+    def _take(self) -> "list[tuple[Callable[[], Any], Future[Any]]]":
+        """The calls up to the second that may take long."""
+        taken: list[tuple[Callable[[], Any], Future[Any]]] = []
+        may_be_long = True
+        while self._calls and (self._calls[0][2] or may_be_long):
+            call, future, is_brief = self._calls.popleft()
+            may_be_long &= is_brief
+            taken.append((call, future))
+        return taken
 
 
 def _settle(call: Callable[[], Any], future: "Future[Any]") -> None:

@@ -203,11 +203,11 @@ class SlotEngine(ABC, Generic[S]):
         stream.slot = await self._acquire(stream.due_at)
         stream.queue_seconds = time.perf_counter() - asked
         stream._engine = self
-        self._loop.post(partial(self._admit, stream))
+        self._loop.post(partial(self._admit, stream), is_brief=True)
         try:
             yield stream
         finally:
-            self._loop.post(partial(self._dismiss, stream))
+            self._loop.post(partial(self._dismiss, stream), is_brief=True)
 
     async def _acquire(self, due_at: float) -> int:
         if self._free and not self._waiting:

@@ -66,6 +66,20 @@ def test_calls_run_in_order_with_a_round_between_any_two() -> None:
     assert [event for event in rounds.events[1:] if event != "round"] == rounds.events[1::2]
 
 
+def test_brief_calls_wait_for_no_round_but_keep_their_place() -> None:
+    rounds = Rounds()
+    with running(rounds) as loop:
+        with blocked(loop):
+            rounds.events.clear()
+            for number in range(20):
+                last = loop.post(lambda number=number: rounds.events.append(number), is_brief=number % 5 > 0)
+        last.result()
+    assert [event for event in rounds.events if event != "round"] == list(range(20))
+    # Rounds come before each call that may take long, and only there.
+    before = [rounds.events[rounds.events.index(number) - 1] for number in range(1, 20)]
+    assert [number for number, event in enumerate(before, start=1) if event == "round"] == [5, 10, 15]
+
+
 def test_calls_from_many_threads_keep_each_threads_order() -> None:
     rounds = Rounds()
     with running(rounds) as loop:
