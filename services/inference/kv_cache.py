@@ -35,6 +35,7 @@ class KvCache:
 
     entries: Tensor
     _layers: dict[int, tuple[CachedLayer, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _views: "dict[tuple[int, int], KvCache]" = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def keys(self) -> Tensor:
@@ -63,11 +64,17 @@ class KvCache:
 
     def slot(self, index: int) -> "KvCache":
         """A view of one row."""
-        return KvCache(self.entries[:, index : index + 1])
+        return self._view(index, index + 1)
 
     def rows(self, count: int) -> "KvCache":
         """A view of the first rows."""
-        return KvCache(self.entries[:, :count])
+        return self._view(0, count)
+
+    def _view(self, first: int, end: int) -> "KvCache":
+        """Made once, and its layers with it: a step should not spend its time on slicing."""
+        if (first, end) not in self._views:
+            self._views[first, end] = KvCache(self.entries[:, first:end])
+        return self._views[first, end]
 
     def read(self, slot: int, count: int) -> Tensor:
         """A copy of a slot's first columns, [layers, 2 kv heads, count, head dim]."""
@@ -104,7 +111,7 @@ class KvCache:
         yield self.position_count
 
     def layers(self, reach: int) -> tuple[CachedLayer, ...]:
-        """The layers' first `reach` columns. Views, made once: a step should not spend its time on slicing."""
+        """The layers' first `reach` columns: views, made once."""
         if reach not in self._layers:
             kv_heads = self.entries.shape[2] // 2
             self._layers[reach] = tuple(

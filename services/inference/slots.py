@@ -233,9 +233,10 @@ class SlotEngine(ABC, Generic[S]):
             if not turn.done():
                 turn.set_result(slot)
                 return
-        self._free.append(slot)
-        if not self._keeps_longest:
-            self._free.sort()
+        if self._keeps_longest:
+            self._free.append(slot)
+        else:
+            insort(self._free, slot)
 
     # --- the device thread's side
 

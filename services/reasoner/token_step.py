@@ -10,7 +10,6 @@ from torch import Tensor
 
 from services.inference.batch_rows import batch_rows
 from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
-from services.inference.kv_cache import KvCache
 from services.reasoner.model import ReasonerModel
 
 
@@ -40,7 +39,6 @@ class TokenStep:
         capture: Capture[tuple[Tensor, Tensor]] | None = graph_capture(device)
         self._ladder = StepLadder(self._decode, capture)
         self._is_graphed = capture is not None
-        self._caches: dict[int, KvCache] = {}
 
     def begin(self) -> None:
         """Lets every row sit out."""
@@ -69,9 +67,7 @@ class TokenStep:
 
     def _decode(self, rung: TokenRung) -> tuple[Tensor, Tensor]:
         rows = batch_rows(rung.slots, self.model.device)
-        if rung.slots not in self._caches:
-            self._caches[rung.slots] = self.cache.rows(rung.slots)
-        cache = self._caches[rung.slots]
+        cache = self.cache.rows(rung.slots)
         hidden, following = self.model.decode(
             self.token.tensor[:rows], self.column.tensor[: rung.slots], cache, rung.reach
         )

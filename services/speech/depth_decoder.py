@@ -1,6 +1,6 @@
 """The depth decoder: the codes of a frame after the first, one codebook at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -84,7 +84,10 @@ class DepthCache:
 
     kv: KvCache
     runs: tuple[Places, ...]
+    _views: "dict[int, DepthCache]" = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, count: int) -> "DepthCache":
-        """A view of the first slots."""
-        return DepthCache(self.kv.rows(count), tuple(places.rows(count) for places in self.runs))
+        """A view of the first slots, made once."""
+        if count not in self._views:
+            self._views[count] = DepthCache(self.kv.rows(count), tuple(places.rows(count) for places in self.runs))
+        return self._views[count]

@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 
 from services.inference.batch_rows import batch_rows
 from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
-from services.inference.kv_cache import KvCache
 from services.inference.prefill import Chunk
 from services.inference.sampling import Draw, ranked_count
-from services.speech.depth_decoder import DepthCache
 from services.speech.model import FrameInputs, SpeechModel
 
 
@@ -52,7 +50,6 @@ class FrameStep:
         capture: Capture[torch.Tensor] | None = graph_capture(device)
         self._ladder = StepLadder(self._frames, capture)
         self._is_graphed = capture is not None
-        self._caches: dict[int, tuple[KvCache, DepthCache]] = {}
         self._drawing: Sequence[int] | None = None
 
     def begin(self) -> None:
@@ -109,13 +106,8 @@ class FrameStep:
             self.previous.tensor[rows], self.hidden.tensor[rows], self.token.tensor[rows], self.has_step.tensor[rows],
             self.columns.tensor[: rung.slots], frame, how,
         )  # fmt: skip
-        return self.model.next_frames(inputs, *self._first(rung.slots), rung.reach, any_step=rung.any_step)
-
-    def _first(self, slots: int) -> tuple[KvCache, DepthCache]:
-        """The caches of the first slots."""
-        if slots not in self._caches:
-            self._caches[slots] = (self.cache.rows(slots), self.depth_cache.rows(slots))
-        return self._caches[slots]
+        cache, depth_cache = self.cache.rows(rung.slots), self.depth_cache.rows(rung.slots)
+        return self.model.next_frames(inputs, cache, depth_cache, rung.reach, any_step=rung.any_step)
 
     def _send(self) -> None:
         for mirror in (
