@@ -9,10 +9,21 @@ async with client.connect("127.0.0.1:50050") as mesh, mesh.session() as session:
 
 from client.connection import Mesh, connect
 from client.errors import ClientError, InputError, MeshError
-from client.events import Audio, Event, FinishReason, ReplyEnded, ReplyStarted, Text, Timings
+from client.events import (
+    Audio,
+    Event,
+    FinishReason,
+    ReplyEnded,
+    ReplyStarted,
+    SpeechStarted,
+    SpeechStopped,
+    Text,
+    Timings,
+)
 from client.message import Message, Role
 from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ, Encoding, Samples
-from client.session import Session, SessionSettings
+from client.session import Session
+from client.session_settings import ReplySettings, ServerVad, SessionSettings, SoundFormat
 from client.voice import Voice, VoiceExample
 
 __all__ = [
@@ -28,11 +39,16 @@ __all__ = [
     "MeshError",
     "Message",
     "ReplyEnded",
+    "ReplySettings",
     "ReplyStarted",
     "Role",
     "Samples",
+    "ServerVad",
     "Session",
     "SessionSettings",
+    "SoundFormat",
+    "SpeechStarted",
+    "SpeechStopped",
     "Text",
     "Timings",
     "Voice",

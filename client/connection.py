@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client.channel import open_channel
 from client.errors import from_rpc_error
 from client.message import Message
-from client.pcm import Encoding
-from client.session import Session, SessionSettings
+from client.session import Session
+from client.session_settings import ServerVad, SessionSettings, SoundFormat
 from client.voice import Voice, VoiceExample, read_voice
 
 DEFAULT_ADDRESS = "127.0.0.1:50050"
@@ -78,7 +78,10 @@ class Mesh:
         seed: int | None = None,
         max_frame_count: int | None = None,
         max_step_count: int | None = None,
-        encoding: Encoding = Encoding.S16,
+        input_format: SoundFormat = SessionSettings.input_format,
+        output_format: SoundFormat = SessionSettings.output_format,
+        turn_detection: ServerVad | None = None,
+        ahead_seconds: float | None = None,
     ) -> Session:
         """A new session, to be entered with `async with`; SessionSettings says what the arguments mean."""
         return self.open_session(
@@ -91,7 +94,10 @@ class Mesh:
                 seed=seed,
                 max_frame_count=max_frame_count,
                 max_step_count=max_step_count,
-                encoding=encoding,
+                input_format=input_format,
+                output_format=output_format,
+                turn_detection=turn_detection,
+                ahead_seconds=ahead_seconds,
             )
         )
 

@@ -1,4 +1,4 @@
-"""What a reply is made of, as it arrives."""
+"""What the mesh says, as it arrives."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,10 +31,14 @@ class ReplyStarted:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of the reply's text; the pieces joined are the text."""
+    """A piece of the reply's text; the pieces joined are the text.
+
+    It begins to be spoken `audio_sample` samples after the start of the reply's sound.
+    """
 
     turn_index: int
     text: str
+    audio_sample: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ReplyEnded:
-    """The reply is complete; `text` is the whole text."""
+    """The reply is complete; `text` is the whole text, what was spoken of a reply that was cut."""
 
     turn_index: int
     reason: FinishReason
@@ -81,7 +85,29 @@ class ReplyEnded:
     timings: Timings
 
 
-Event: TypeAlias = ReplyStarted | Text | Audio | ReplyEnded
+@dataclass(frozen=True)
+class SpeechStarted:
+    """The mesh hears that the user begins to speak; only with ServerVad, which by default stops the reply.
+
+    `audio_sample` is where, padding included, in samples of the session's input from its start.
+    """
+
+    turn_index: int
+    audio_sample: int
+
+
+@dataclass(frozen=True)
+class SpeechStopped:
+    """The mesh hears that the user has stopped to speak, and the turn is over; only with ServerVad.
+
+    `audio_sample` is where, in samples of the session's input from its start.
+    """
+
+    turn_index: int
+    audio_sample: int
+
+
+Event: TypeAlias = ReplyStarted | Text | Audio | ReplyEnded | SpeechStarted | SpeechStopped
 
 
 def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int) -> Event | None:
@@ -90,7 +116,7 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
         case "reply_started":
             return ReplyStarted(message.reply_started.turn_index)
         case "text":
-            return Text(message.text.turn_index, message.text.text)
+            return Text(message.text.turn_index, message.text.text, message.text.audio_sample)
         case "audio":
             audio = message.audio
             return Audio(audio.turn_index, audio.frame_index, audio.frame_count, audio.data, encoding, sample_rate_hz)
@@ -111,5 +137,9 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
                     total_seconds=spent.total_seconds,
                 ),
             )
+        case "speech_started":
+            return SpeechStarted(message.speech_started.turn_index, message.speech_started.audio_sample)
+        case "speech_stopped":
+            return SpeechStopped(message.speech_stopped.turn_index, message.speech_stopped.audio_sample)
         case _:
             return None

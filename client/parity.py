@@ -1,5 +1,6 @@
 """Whether a running mesh gives the reference's output, code for code."""
 
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from client.connection import Mesh, connect
 from client.errors import ClientError
 from client.events import Audio, ReplyEnded
 from client.golden_case import GoldenCase, Integers
-from client.pcm import Encoding, Samples
+from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ, Encoding, Samples
+from client.session_settings import SoundFormat
 from client.stage_calls import Reasoning, StageCalls
 from client.voice import VoiceExample
 
@@ -136,7 +138,9 @@ class CaseRun:
             history=self._case.history,
             temperature=0,
             max_frame_count=self._case.maximum_frame_count,
-            encoding=Encoding.F32,
+            input_format=SoundFormat(Encoding.F32, USER_RATE_HZ),
+            output_format=SoundFormat(Encoding.F32, VOICE_RATE_HZ),
+            ahead_seconds=math.inf,
         ) as session:
             for part in self._case.turn:
                 await (session.send_text(part) if isinstance(part, str) else session.send_audio(part))

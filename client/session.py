@@ -1,67 +1,28 @@
 """One conversation with the mesh."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import numpy as np
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-from chroma_mesh.types.v1 import types_pb2
 
 from client.call_status import CallStatus
 from client.errors import MeshError, from_rpc_error
 from client.events import Event, ReplyEnded, read_event
-from client.message import Message
-from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ, Encoding
-from client.voice import VoiceExample
+from client.session_settings import ReplySettings, SessionSettings
 
 CHUNK_SECONDS = 0.1
-"""Sound is sent in messages of this length: small enough to be heard early, large enough to be few."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionSettings:
-    """What does not change during a session; None takes the mesh's default.
-
-    `voice` is a name or an example; `instructions` is the system message, where "" is none at all; `history` holds
-    earlier user and assistant messages; `temperature` 0 ..= 2 with 0 for the most likely code; `top_k` 0 for all codes;
-    `max_frame_count` limits a reply in frames of 80 ms, `max_step_count` its text in tokens; `encoding` is that of the
-    sound in both directions.
-    """
-
-    voice: str | VoiceExample | None = None
-    instructions: str | None = None
-    history: Sequence[Message] = ()
-    temperature: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    max_frame_count: int | None = None
-    max_step_count: int | None = None
-    encoding: Encoding = Encoding.S16
-
-    def open_message(self) -> orchestrator_pb2.ConverseOpen:
-        """The message that opens the session."""
-        return orchestrator_pb2.ConverseOpen(
-            voice_name=self.voice if isinstance(self.voice, str) else None,
-            voice_example=self.voice.message() if isinstance(self.voice, VoiceExample) else None,
-            instructions=self.instructions,
-            history=[message.wire(self.encoding) for message in self.history],
-            input_format=self.encoding.wire_format(USER_RATE_HZ),
-            output_format=self.encoding.wire_format(VOICE_RATE_HZ),
-            sampling=types_pb2.Sampling(temperature=self.temperature, top_k=self.top_k, seed=self.seed),
-            max_frame_count=self.max_frame_count,
-            max_step_count=self.max_step_count,
-        )
+"""The most sound in one message: small enough to be heard early, large enough to be few."""
 
 
 class Session:
     """A conversation: user turns go out, replies come back.
 
     Enter it with `async with`. Leaving says that no turn follows, lets a reply that is still being given finish, and
-    raises MeshError if the mesh ended the session otherwise; leaving by an exception cancels the call. One task may
+    raises MeshError if the mesh ended the session otherwise; leaving by an exception cancels the call. Any task may
     send while another reads. Cancelling a task inside one of these methods (also by a timeout) ends the session.
     """
 
@@ -77,9 +38,8 @@ class Session:
         self._call: grpc.aio.StreamStreamCall[Any, Any] | None = None
         self._status: CallStatus | None = None
         self._send_lock = asyncio.Lock()
-        self._unsent = bytearray()
         self._audio_index = 0
-        self._chunk_bytes = round(CHUNK_SECONDS * USER_RATE_HZ) * settings.encoding.sample_bytes
+        self._is_ended = False
 
     async def __aenter__(self) -> Self:
         """Opens the session: returns when the mesh has accepted it."""
@@ -87,8 +47,7 @@ class Session:
         self._call = self._stub.Converse()
         self._status = CallStatus(self._call)
         try:
-            async with self._send_lock:
-                await self._send(orchestrator_pb2.ConverseRequest(open=open_message))
+            await self._send(orchestrator_pb2.ConverseRequest(open=open_message))
             response = await self._receive()
             if response is None or response.WhichOneof("payload") != "opened":
                 raise self._broken("did not open the session")
@@ -97,7 +56,7 @@ class Session:
             raise
         self.id = response.opened.session_id
         self.samples_per_frame = response.opened.samples_per_frame
-        self.sample_rate_hz = response.opened.output_format.sample_rate_hz or VOICE_RATE_HZ
+        self.sample_rate_hz = response.opened.output_format.sample_rate_hz or self.settings.output_format.sample_rate_hz
         return self
 
     async def __aexit__(
@@ -108,9 +67,7 @@ class Session:
             await self._cancel()
             return
         try:
-            async with self._send_lock:
-                await self._send(orchestrator_pb2.ConverseRequest(end=orchestrator_pb2.ConverseEnd()))
-            await self._open_call().done_writing()
+            await self.end()
             while await self._receive() is not None:
                 pass
         except BaseException:
@@ -118,60 +75,93 @@ class Session:
             raise
 
     async def send_audio(self, audio: np.ndarray[Any, Any] | bytes) -> None:
-        """Sends something the user says, in pieces of 100 ms; what is left of a piece waits for more or the turn's end.
+        """Sends something the user says, at once, in messages of at most 100 ms: a microphone's packets as they are.
 
-        Mono samples at 16,000 Hz of any number: float within -1 ..= 1, int16, or bytes of whole samples in the
-        session's encoding.
+        Mono samples of any number in the session's input format: float within -1 ..= 1, int16, or bytes of whole
+        samples.
         """
-        encoding = self.settings.encoding
+        sound_format = self.settings.input_format
+        encoding = sound_format.encoding
         data = encoding.encode(audio) if isinstance(audio, np.ndarray) else bytes(audio)
         if len(data) % encoding.sample_bytes:
             raise ValueError(f"bytes must hold whole samples of {encoding.sample_bytes} bytes; got {len(data)} bytes")
+        chunk_bytes = round(CHUNK_SECONDS * sound_format.sample_rate_hz) * encoding.sample_bytes
         async with self._send_lock:
-            self._unsent += data
-            while len(self._unsent) >= self._chunk_bytes:
-                await self._send_chunk()
+            for start in range(0, len(data), chunk_bytes):
+                message = orchestrator_pb2.UserAudio(index=self._audio_index, data=data[start : start + chunk_bytes])
+                self._audio_index += 1
+                await self._write(orchestrator_pb2.ConverseRequest(audio=message))
 
     async def send_text(self, text: str) -> None:
         """Sends something the user types."""
-        async with self._send_lock:
-            await self._send_chunk()
-            await self._send(orchestrator_pb2.ConverseRequest(text=orchestrator_pb2.UserText(text=text)))
+        await self._send(orchestrator_pb2.ConverseRequest(text=orchestrator_pb2.UserText(text=text)))
 
-    async def end_turn(self) -> None:
-        """Says that the user turn is complete and is to be answered."""
-        async with self._send_lock:
-            await self._send_chunk()
-            await self._send(orchestrator_pb2.ConverseRequest(end_turn=orchestrator_pb2.EndTurn()))
+    async def end_turn(self, reply: ReplySettings | None = None) -> None:
+        """Says that the user turn is complete and is to be answered; `reply` is for the reply to this turn alone."""
+        message = orchestrator_pb2.EndTurn(reply=reply.reply_message() if reply else None)
+        await self._send(orchestrator_pb2.ConverseRequest(end_turn=message))
 
-    async def cancel_reply(self) -> None:
-        """Stops the reply that is being given, which still ends with ReplyEnded; without one, nothing happens."""
+    async def cancel_reply(self, turn_index: int | None = None) -> None:
+        """Stops the reply that is being given, which still ends with ReplyEnded; without one, nothing happens.
+
+        With `turn_index` only if it answers that turn: the reply after one that has ended meanwhile goes on.
+        """
+        message = orchestrator_pb2.CancelReply(turn_index=turn_index)
+        await self._send(orchestrator_pb2.ConverseRequest(cancel_reply=message))
+
+    async def reply_played(self, turn_index: int, sample_count: int) -> None:
+        """Says how many samples of a reply were played: the conversation remembers no more of it than that.
+
+        To be said when a player is stopped before the end. Without it the mesh takes it that the reply was played from
+        its first packet on without a pause.
+        """
+        message = orchestrator_pb2.ReplyPlayed(turn_index=turn_index, sample_count=sample_count)
+        await self._send(orchestrator_pb2.ConverseRequest(reply_played=message))
+
+    async def update(self, reply: ReplySettings) -> None:
+        """Gives other settings from the next reply on that has not begun."""
+        message = orchestrator_pb2.SessionUpdate(reply=reply.reply_message())
+        await self._send(orchestrator_pb2.ConverseRequest(update=message))
+
+    async def end(self) -> None:
+        """Says that no turn follows: the mesh ends the session when all are answered. Nothing can be sent any more."""
         async with self._send_lock:
-            await self._send(orchestrator_pb2.ConverseRequest(cancel_reply=orchestrator_pb2.CancelReply()))
+            if not self._is_ended:
+                await self._write(orchestrator_pb2.ConverseRequest(end=orchestrator_pb2.ConverseEnd()))
+                self._is_ended = True
+                await self._open_call().done_writing()
 
     def reply(self) -> "Reply":
-        """The events of the next reply, ReplyEnded last; of a reply that was read in part, those that remain."""
+        """The events up to ReplyEnded of the next reply; of one that was read in part, those that remain."""
         return Reply(self)
 
+    async def events(self) -> AsyncIterator[Event]:
+        """All events, of replies and of the user's speech, until the session has ended, which it does after `end`."""
+        while (event := await self._next_event()) is not None:
+            yield event
+        if not self._is_ended:
+            raise self._broken("ended the session too early")
+
     async def next_event(self) -> Event:
-        """The next event of any reply; MeshError when the mesh ended the session."""
+        """The next event of any kind; MeshError when the mesh ended the session."""
+        event = await self._next_event()
+        if event is None:
+            raise self._broken("ended the session too early")
+        return event
+
+    async def _next_event(self) -> Event | None:
         while (response := await self._receive()) is not None:
-            event = read_event(response, self.settings.encoding, self.sample_rate_hz)
+            event = read_event(response, self.settings.output_format.encoding, self.sample_rate_hz)
             if event is not None:
                 return event
-        raise self._broken("ended the session too early")
-
-    async def _send_chunk(self) -> None:
-        """Sends at most one piece of the sound that waits."""
-        if not self._unsent:
-            return
-        data = bytes(self._unsent[: self._chunk_bytes])
-        del self._unsent[: self._chunk_bytes]
-        audio = orchestrator_pb2.UserAudio(index=self._audio_index, data=data)
-        self._audio_index += 1
-        await self._send(orchestrator_pb2.ConverseRequest(audio=audio))
+        return None
 
     async def _send(self, request: orchestrator_pb2.ConverseRequest) -> None:
+        async with self._send_lock:
+            await self._write(request)
+
+    async def _write(self, request: orchestrator_pb2.ConverseRequest) -> None:
+        """As `_send`, by one who holds the lock."""
         try:
             await self._open_call().write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:  # the latter: the call has ended before

@@ -1,15 +1,17 @@
 """Talking to a mesh from the command line: turns in, replies out, with the clock running."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from client.connection import connect
 from client.events import Audio, Event, ReplyEnded
 from client.pcm import Samples
-from client.session import Session, SessionSettings
+from client.session import Session
+from client.session_settings import SessionSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +75,12 @@ async def talk(
 ) -> list[HeardReply]:
     """Holds a session of one or more turns, each sent when the reply before it has ended.
 
-    `watch` sees every event as it comes, `keep` gets every reply as soon as it is whole.
+    `watch` sees every event as it comes, `keep` gets every reply as soon as it is whole. Nobody listens meanwhile, so
+    replies come as fast as they are made.
     """
     replies = []
-    async with connect(address) as mesh, mesh.open_session(settings) as session:
+    hurried = replace(settings, ahead_seconds=math.inf)
+    async with connect(address) as mesh, mesh.open_session(hurried) as session:
         for turn in turns:
             reply = await take_turn(session, turn, watch)
             keep(reply)

@@ -1,6 +1,7 @@
 """Somebody who talks to the mesh and notes when they hear what."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,28 +9,19 @@ from typing import Any
 import grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2_grpc
 
-from client.bench.clock import Clock
 from client.bench.player import Packet
 from client.bench.reply_record import ReplyRecord
 from client.bench.shape import ReplyShape
 from client.bench.sound import user_sound
+from client.clock import Clock
 from client.errors import MeshError
 from client.events import Audio, ReplyEnded
 from client.pcm import USER_RATE_HZ, Encoding, Samples
-from client.session import Session, SessionSettings
+from client.session import Session
+from client.session_settings import SessionSettings
 
 PACKET_SECONDS = 0.02
 """The packets of a microphone, as browsers and telephones send them."""
-
-
-class PacketSession(Session):
-    """A session whose user sound goes out in packets as they come, one message each."""
-
-    async def send_packet(self, data: bytes) -> None:
-        """Sends whole samples in the session's encoding, at most 100 ms of them."""
-        async with self._send_lock:
-            self._unsent += data
-            await self._send_chunk()
 
 
 @dataclass(frozen=True)
@@ -47,15 +39,19 @@ class Line:
     clock: Clock
     heard: Callable[[int], None]
 
-    def session(self, seed: int) -> PacketSession:
-        """A session for one turn, which is not open yet."""
+    def session(self, seed: int, *, ahead_seconds: float | None = math.inf) -> Session:
+        """A session for one turn, which is not open yet; replies come as fast as they are made, unless told otherwise.
+
+        ahead_seconds None: as the mesh paces them by itself.
+        """
         settings = SessionSettings(
             voice=self.voice,
             seed=seed,
             max_frame_count=self.shape.frame_count,
             max_step_count=self.shape.step_count,
+            ahead_seconds=ahead_seconds,
         )
-        return PacketSession(orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel), self.address, settings)
+        return Session(orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel), self.address, settings)
 
 
 class Caller:
@@ -90,13 +86,13 @@ class Caller:
         """Speaks in real time, then listens until the reply would have been played to its end."""
         sound = self._sound(seed)
         packet_bytes = round(PACKET_SECONDS * USER_RATE_HZ) * Encoding.S16.sample_bytes
-        async with self._line.session(seed) as session:
+        async with self._line.session(seed, ahead_seconds=None) as session:
             began_at = self._clock.now()
             planned_at = began_at + self._line.shape.user_seconds
             for index, start in enumerate(range(0, len(sound), packet_bytes)):
                 spoken_at = began_at + (index + 1) * PACKET_SECONDS
                 await self._clock.sleep_until(min(spoken_at, planned_at))
-                await session.send_packet(sound[start : start + packet_bytes])
+                await session.send_audio(sound[start : start + packet_bytes])
             lateness = self._clock.now() - planned_at
             record = await self._hear(session, seed, planned_at, lateness_seconds=lateness)
         await self._clock.sleep_until(planned_at + record.played_seconds)

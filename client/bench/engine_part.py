@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client.bench.report_table import ReportTable
 from client.bench.shape import ReplyShape
 from client.errors import ClientError
 from client.mesh_settings import MeshSettings
+from client.report_table import ReportTable
 from client.supervisor import describe_status, last_line, lines, tethered
 
 FRAME_SECONDS_VALUE = "direct_frame_seconds"

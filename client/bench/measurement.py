@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from client.bench.caller import Line
-from client.bench.clock import WallClock
 from client.bench.engine_part import engine_command, measure_engines
 from client.bench.gpu_memory import gpu_use
 from client.bench.load import LoadDriver, LoadRecord
@@ -17,6 +16,7 @@ from client.bench.progress import BenchProgress
 from client.bench.report import MeasuredVoice, Report
 from client.bench.sound import question, voice_example
 from client.channel import open_channel
+from client.clock import WallClock
 from client.connection import Mesh, connect
 from client.errors import ClientError, InputError, MeshError
 from client.pcm import USER_RATE_HZ

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from client.bench.load import LoadRecord, OpenLoop
 from client.bench.process_use import ProcessUse
 from client.bench.report import Report
-from client.bench.report_table import NONE, ReportTable, digits, megabytes, milliseconds, percent
 from client.bench.summary import LoadSummary, Spread
+from client.report_table import NONE, ReportTable, digits, megabytes, milliseconds, percent
 
 Row = tuple[LoadRecord, LoadSummary]
 

@@ -66,7 +66,8 @@ def test_voices_come_and_go(mesh, cli, golden, tmp_path):
 async def test_the_sdk_holds_a_conversation(mesh):
     async with client.connect(mesh.address) as connected:
         assert await connected.is_ready()
-        async with connected.session(temperature=0, max_frame_count=8, encoding=client.Encoding.F32) as session:
+        heard = client.SoundFormat(client.Encoding.F32, client.VOICE_RATE_HZ)
+        async with connected.session(temperature=0, max_frame_count=8, output_format=heard) as session:
             await session.send_audio(read_audio(QUESTION, client.USER_RATE_HZ))
             await session.end_turn()
             events = [event async for event in session.reply()]

@@ -155,7 +155,7 @@ async def test_ctrl_c_ends_a_conversation(orchestrator, start_cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "up", "talk", "voices", "voices add", "weights", "checkpoint", "parity", "demo"]
+    "command", ["", "up", "talk", "call", "voices", "voices add", "weights", "checkpoint", "parity", "demo"]
 )
 async def test_every_command_has_help(cli, command):
     result = await cli(*command.split(), "--help")

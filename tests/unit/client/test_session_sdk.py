@@ -1,18 +1,24 @@
 """The SDK against a real server with made-up replies."""
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 from google.rpc import code_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import client
 from client.errors import MeshError
-from client.events import Audio, FinishReason, ReplyEnded, ReplyStarted, Text
-from client.pcm import Encoding, Samples
+from client.events import Audio, FinishReason, ReplyEnded, ReplyStarted, Text, read_event
+from client.pcm import VOICE_RATE_HZ, Encoding, Samples
+
+F32 = client.SoundFormat(Encoding.F32, VOICE_RATE_HZ)
 
 
 def noise(count: int, seed: int = 0) -> Samples:
@@ -20,26 +26,37 @@ def noise(count: int, seed: int = 0) -> Samples:
     return np.random.default_rng(seed).uniform(-1, 1, count).astype(np.float32)
 
 
-@pytest.mark.parametrize("encoding", list(Encoding))
-async def test_chunking_of_the_input_does_not_change_what_is_sent(orchestrator, encoding):
+@pytest.mark.parametrize(
+    ("encoding", "rate"), [(encoding, rate) for encoding in Encoding for rate in encoding.rates_hz]
+)
+async def test_chunking_of_the_input_does_not_change_what_is_heard(orchestrator, encoding, rate):
     samples = noise(7001)
-    sent = []
+    input_format = client.SoundFormat(encoding, rate)
     for piece_count in (1, 2, 7, 100):
         orchestrator.requests.clear()
-        async with client.connect(orchestrator.address) as mesh, mesh.session(encoding=encoding) as session:
+        async with client.connect(orchestrator.address) as mesh, mesh.session(input_format=input_format) as session:
             for piece in np.array_split(samples, piece_count):
                 await session.send_audio(piece)
             await session.end_turn()
             async for _ in session.reply():
                 pass
         pieces = orchestrator.received("audio")
-        assert [piece.index for piece in pieces] == list(range(5))
-        assert {len(piece.data) for piece in pieces[:-1]} == {1600 * encoding.sample_bytes}
-        sent.append(orchestrator.heard)
-    assert set(sent) == {encoding.encode(samples)}
+        assert [piece.index for piece in pieces] == list(range(len(pieces)))
+        assert max(len(piece.data) for piece in pieces) <= rate // 10 * encoding.sample_bytes
+        assert orchestrator.heard == encoding.encode(samples)
 
 
-async def test_audio_that_waits_goes_before_text_and_the_end_of_the_turn(orchestrator):
+@given(lengths=st.lists(st.integers(0, 1600), max_size=8))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_a_packet_is_a_message_at_once(orchestrator, lengths):
+    orchestrator.requests.clear()
+    async with client.connect(orchestrator.address) as mesh, mesh.session() as session:
+        for length in lengths:
+            await session.send_audio(noise(length))
+    assert [len(piece.data) // 2 for piece in orchestrator.received("audio")] == [size for size in lengths if size]
+
+
+async def test_what_is_said_typed_and_ended_keeps_its_order(orchestrator):
     async with client.connect(orchestrator.address) as mesh, mesh.session() as session:
         await session.send_audio(noise(10))
         await session.send_text("one")
@@ -47,11 +64,11 @@ async def test_audio_that_waits_goes_before_text_and_the_end_of_the_turn(orchest
         await session.send_audio(np.zeros(10, np.int16).tobytes())
         await session.end_turn()
     kinds = [request.WhichOneof("payload") for request in orchestrator.requests]
-    assert kinds == ["open", "audio", "text", "audio", "end_turn", "end"]
+    assert kinds == ["open", "audio", "text", "audio", "audio", "end_turn", "end"]
 
 
 async def test_a_reply_is_its_events_in_order(orchestrator):
-    async with client.connect(orchestrator.address) as mesh, mesh.session(encoding=Encoding.F32) as session:
+    async with client.connect(orchestrator.address) as mesh, mesh.session(output_format=F32) as session:
         for turn_index in range(2):
             await session.send_text("hello")
             await session.end_turn()
@@ -94,10 +111,13 @@ async def test_settings_reach_the_mesh(orchestrator):
             seed=2**64 - 1,
             max_frame_count=5,
             max_step_count=6,
-            encoding=Encoding.F32,
+            input_format=client.SoundFormat(Encoding.F32, 8000),
+            output_format=F32,
+            turn_detection=client.ServerVad(threshold=0, prefix_padding_ms=0, silence_duration_ms=100, barge_in=False),
+            ahead_seconds=math.inf,
         ):
             pass
-        async with mesh.session(voice="ash"):
+        async with mesh.session(voice="ash", turn_detection=client.ServerVad()):
             pass
         async with mesh.session():
             pass
@@ -107,12 +127,77 @@ async def test_settings_reach_the_mesh(orchestrator):
     assert (first.sampling.temperature, first.sampling.top_k, first.sampling.seed) == (0, 0, 2**64 - 1)
     assert (first.max_frame_count, first.max_step_count) == (5, 6)
     assert first.history[0].parts[1].audio.data == history[0].parts[1].tobytes()
+    assert (first.input_format.encoding, first.input_format.sample_rate_hz) == (Encoding.F32.wire, 8000)
+    assert (first.output_format.encoding, first.output_format.sample_rate_hz) == (Encoding.F32.wire, 24000)
+    vad = first.turn_detection.server_vad
+    assert (vad.threshold, vad.prefix_padding_ms, vad.silence_duration_ms, vad.barge_in) == (0, 0, 100, False)
+    for name in ("threshold", "prefix_padding_ms", "silence_duration_ms", "barge_in"):
+        assert vad.HasField(name)
+        assert not second.turn_detection.server_vad.HasField(name)
+    assert first.ahead_seconds == math.inf
     assert second.voice_name == "ash"
+    assert second.turn_detection.WhichOneof("kind") == "server_vad"
+    assert (third.input_format.encoding, third.input_format.sample_rate_hz) == (Encoding.S16.wire, 16000)
+    assert (third.output_format.encoding, third.output_format.sample_rate_hz) == (Encoding.S16.wire, 24000)
     assert third.WhichOneof("voice") is None
-    for absent in ("instructions", "max_frame_count", "max_step_count"):
+    for absent in ("instructions", "max_frame_count", "max_step_count", "sampling", "turn_detection", "ahead_seconds"):
         assert not third.HasField(absent)
-    for absent in ("temperature", "top_k", "seed"):
-        assert not third.sampling.HasField(absent)
+
+
+async def test_what_can_be_said_during_a_session(orchestrator):
+    whole = client.ReplySettings(
+        voice="ash", instructions="", temperature=0, top_k=3, seed=5, max_frame_count=5, max_step_count=6
+    )
+    voice = client.VoiceExample("I am me.", noise(2400))
+    async with client.connect(orchestrator.address) as mesh, mesh.session() as session:
+        await session.update(client.ReplySettings())
+        await session.update(client.ReplySettings(voice=voice, seed=7))
+        await session.send_text("hello")
+        await session.end_turn(whole)
+        await session.reply_played(0, 2**40)
+        await session.cancel_reply()
+        await session.cancel_reply(0)
+    nothing, other = (update.reply for update in orchestrator.received("update"))
+    assert not nothing.ListFields()
+    assert other.voice_example.audio.data == voice.samples.tobytes()
+    assert [field.name for field, _ in other.sampling.ListFields()] == ["seed"]
+    (ended,) = orchestrator.received("end_turn")
+    assert (ended.reply.voice_name, ended.reply.max_frame_count, ended.reply.max_step_count) == ("ash", 5, 6)
+    assert (ended.reply.sampling.temperature, ended.reply.sampling.top_k, ended.reply.sampling.seed) == (0, 3, 5)
+    assert ended.reply.HasField("instructions")
+    (played,) = orchestrator.received("reply_played")
+    assert (played.turn_index, played.sample_count) == (0, 2**40)
+    any_reply, this_reply = orchestrator.received("cancel_reply")
+    assert not any_reply.HasField("turn_index")
+    assert this_reply.HasField("turn_index")
+
+
+async def test_events_end_when_the_session_has_ended(orchestrator):
+    async with client.connect(orchestrator.address) as mesh, mesh.session() as session:
+        await session.send_text("hello")
+        await session.end_turn()
+        await session.end()
+        await session.end()
+        events = [event async for event in session.events()]
+    assert [type(event) for event in events] == [ReplyStarted, Text, Text, Audio, Audio, ReplyEnded]
+    assert len(orchestrator.received("end")) == 1
+
+
+async def test_speech_and_where_text_is_spoken_are_events():
+    response = orchestrator_pb2.ConverseResponse
+    for message, expected in (
+        (
+            response(speech_started=orchestrator_pb2.SpeechStarted(turn_index=1, audio_sample=2)),
+            client.SpeechStarted(1, 2),
+        ),
+        (
+            response(speech_stopped=orchestrator_pb2.SpeechStopped(turn_index=1, audio_sample=2)),
+            client.SpeechStopped(1, 2),
+        ),
+        (response(text=orchestrator_pb2.ReplyText(turn_index=1, text="Hi", audio_sample=2)), Text(1, "Hi", 2)),
+        (response(), None),
+    ):
+        assert read_event(message, Encoding.S16, 24_000) == expected
 
 
 async def test_leaving_says_end_and_waits_for_the_reply(orchestrator):

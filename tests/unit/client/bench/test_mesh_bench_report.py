@@ -15,11 +15,11 @@ from client.bench.plot import plot, write_plot
 from client.bench.process_use import ProcessUse
 from client.bench.reply_record import Failure
 from client.bench.report import MeasuredVoice, Report, described, markdown, report_json, write_json
-from client.bench.report_table import ReportTable, digits, milliseconds
 from client.bench.settings import BenchSettings
 from client.bench.shape import ReplyShape
 from client.bench.tables import remarks, tables
 from client.mesh_settings import MeshSettings
+from client.report_table import ReportTable, digits, milliseconds
 
 ENGINE = {
     "tables": [{"title": "Floor", "columns": ["part", "ms"], "rows": [["depth decoder", 1.23456], ["all", 12]]}],

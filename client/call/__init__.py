@@ -1,0 +1,1 @@
+"""A caller who speaks and listens at once, at the pace of people: `chroma-mesh call`."""
