@@ -72,6 +72,9 @@ def test_values_that_are_not_finite_are_the_callers_fault_coming_in_and_ours_goi
     [
         (types_pb2.AUDIO_ENCODING_UNSPECIFIED, 24000, "audio_format.encoding"),
         (9, 24000, "audio_format.encoding"),
+        # Telephones' G.711 comes only as far as the orchestrator.
+        (types_pb2.AUDIO_ENCODING_MULAW, 8000, "audio_format.encoding"),
+        (types_pb2.AUDIO_ENCODING_ALAW, 24000, "audio_format.encoding"),
         (S16, 16000, "audio_format.sample_rate_hz"),
         (F32, 0, "audio_format.sample_rate_hz"),
     ],
