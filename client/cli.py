@@ -459,6 +459,10 @@ def bench_command(
     engine: Annotated[
         bool, typer.Option("--engine", help="Measure the engines without a mesh as well, and compare.")
     ] = False,
+    flatness: Annotated[
+        bool,
+        typer.Option("--flatness", help="Also whether TTFA stays the same after long speech and in late turns."),
+    ] = False,
     checkpoint: Checkpoint = "random:tiny",
     device: DeviceOption = Device.AUTO,
     dtype: DTypeOption = DType.AUTO,
@@ -493,6 +497,7 @@ def bench_command(
         loads=read_loads(sessions, rate, reply_count=replies, is_live=live, duration_seconds=duration),
         voice=voice,
         voice_seconds=voice_seconds,
+        is_flatness_asked=flatness,
     )
     if address is None:
         check_server_installed()

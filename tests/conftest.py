@@ -41,6 +41,8 @@ Running = Callable[..., AbstractAsyncContextManager[Any]]
 def pytest_configure() -> None:
     """Small models are fastest on one thread, processes that tests start as well; no law is about time or luck."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Silero asks for threads of its own, which wait for each other in busy loops.
+    os.environ["OMP_THREAD_LIMIT"] = "1"
     hypothesis.settings.register_profile("laws", deadline=None, derandomize=True)
     hypothesis.settings.load_profile("laws")
 
@@ -254,7 +256,7 @@ class Gate:
 @contextmanager
 def gated(owner: Any, name: str, *, at_call: int = 1) -> Iterator[Gate]:
     """Within the block, the `at_call`-th call of a method stops at the gate, and all are counted."""
-    gate, original = Gate(), getattr(owner, name)
+    gate, original, is_own = Gate(), getattr(owner, name), name in vars(owner)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         gate.calls += 1
@@ -268,7 +270,10 @@ def gated(owner: Any, name: str, *, at_call: int = 1) -> Iterator[Gate]:
         yield gate
     finally:
         gate.opened.set()
-        delattr(owner, name)
+        if is_own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
 
 
 @pytest.fixture

@@ -39,15 +39,17 @@ class Line:
     clock: Clock
     heard: Callable[[int], None]
 
-    def session(self, seed: int, *, ahead_seconds: float | None = math.inf) -> Session:
-        """A session for one turn, which is not open yet; replies come as fast as they are made, unless told otherwise.
+    def session(
+        self, seed: int, *, ahead_seconds: float | None = math.inf, max_frame_count: int | None = None
+    ) -> Session:
+        """A session that is not open yet; replies come as fast as they are made, unless told otherwise.
 
-        ahead_seconds None: as the mesh paces them by itself.
+        ahead_seconds None: as the mesh paces them by itself. max_frame_count None: the shape's.
         """
         settings = SessionSettings(
             voice=self.voice,
             seed=seed,
-            max_frame_count=self.shape.frame_count,
+            max_frame_count=max_frame_count or self.shape.frame_count,
             max_step_count=self.shape.step_count,
             ahead_seconds=ahead_seconds,
         )

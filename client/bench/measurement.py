@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from client.bench.caller import Line
 from client.bench.engine_part import engine_command, measure_engines
+from client.bench.flatness import FlatnessDriver
 from client.bench.gpu_memory import gpu_use
 from client.bench.load import LoadDriver, LoadRecord
 from client.bench.machine import this_machine
@@ -71,6 +72,8 @@ class Measurement:
                 for load in report.settings.loads:
                     await self._measure_load(line, LoadRecord(load), first_seed, names)
                     first_seed += load.turn_count
+                if report.settings.is_flatness_asked:
+                    await FlatnessDriver(line, report.flatness, self.progress.say).run()
 
     async def _measure_load(self, line: Line, record: LoadRecord, first_seed: int, names: Mapping[int, str]) -> None:
         self.report.records.append(record)

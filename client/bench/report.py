@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from client.bench.engine_part import EnginePart
+from client.bench.flatness import Flatness
 from client.bench.load import LoadRecord
 from client.bench.machine import Machine
 from client.bench.settings import BenchSettings
@@ -43,6 +44,7 @@ class Report:
     machine: Machine | None = None
     voice: MeasuredVoice | None = None
     records: list[LoadRecord] = field(default_factory=list)
+    flatness: Flatness = field(default_factory=Flatness)
     engine: EnginePart | None = None
     is_partial: bool = True
 
@@ -105,6 +107,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "voice": plain(asdict(report.voice)) if report.voice else None,
         "loads": [load_json(record, summary) for record, summary in zip(report.records, report.summaries, strict=True)],
         "sameness": plain(asdict(report.sameness)),
+        "flatness": plain(asdict(report.flatness)),
         "engine": report.engine.content if report.engine else None,
         "mesh_over_engines": plain(asdict(over)) | {"share": over.share} if over else None,
     }

@@ -13,13 +13,15 @@ DEFAULT_SESSIONS = "1,2,4,8"
 class BenchSettings:
     """Which loads to put on the mesh, and what the replies look like.
 
-    `voice` names a voice of the mesh; None makes one of `voice_seconds` for the run.
+    `voice` names a voice of the mesh; None makes one of `voice_seconds` for the run. `is_flatness_asked`: also whether
+    the time to the first audio stays the same however much was said.
     """
 
     shape: ReplyShape
     loads: tuple[Load, ...]
     voice: str | None
     voice_seconds: float
+    is_flatness_asked: bool = False
 
 
 def read_loads(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from client.bench.flatness import flatness_tables
 from client.bench.load import LoadRecord, OpenLoop
 from client.bench.process_use import ProcessUse
 from client.bench.report import Report
@@ -38,6 +39,7 @@ def tables(report: Report) -> list[ReportTable]:
             lambda record: record.processes,
         ),
         gpu_table(report.records),
+        *flatness_tables(report.flatness),
         *(report.engine.tables if report.engine else []),
     ]
     return [table for table in every if table.rows]

@@ -34,9 +34,12 @@ class Conversation:
         samples = np.random.default_rng(index).normal(0, LOUDNESS, count).astype(np.float32)
         return [Turn("user", (Clip(samples),))]
 
+    def clips(self, index: int) -> list[Clip]:
+        """The sound of the same conversation."""
+        return [part for turn in self.turns(index) for part in turn.parts if isinstance(part, Clip)]
+
     def prompt(self, index: int) -> Prompt:
         """The same conversation as the reasoner reads it."""
-        reasoner, turns = self.engines.reasoner, self.turns(index)
-        clips = [part for turn in turns for part in turn.parts if isinstance(part, Clip)]
-        counts = [audio_token_count(reasoner.features.frame_count(len(clip.samples))) for clip in clips]
-        return assemble(turns, counts, reasoner.tokenizer, reasoner.model.config.audio_token_id)
+        reasoner = self.engines.reasoner
+        counts = [audio_token_count(reasoner.features.frame_count(len(clip.samples))) for clip in self.clips(index)]
+        return assemble(self.turns(index), counts, reasoner.tokenizer, reasoner.model.config.audio_token_id)

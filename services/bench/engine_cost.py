@@ -17,6 +17,9 @@ from services.inference.slots import SlotEngine, Stream
 from services.reasoner.engine import ReasonerStream
 from services.speech.engine import Sampling
 
+PROMPT_PIECES = 12
+"""At least as many as a prompt of the benchmark is read in: features, identities, blocks of sound, chunks."""
+
 
 @dataclass(frozen=True)
 class EngineCost:
@@ -57,8 +60,8 @@ class EngineCost:
 
     async def reasoner(self, stream_count: int) -> float:
         """The time of a step of each stream."""
-        # Prompts are read in turn: the first stream that writes has to go on until the last one does.
-        step_count = len(self.spoken.steps) + 2 * (stream_count - 1)
+        # Prompts are read in turn, a piece a round: the first stream that writes has to go on until the last one does.
+        step_count = len(self.spoken.steps) + PROMPT_PIECES * (stream_count - 1)
         streams = [ReasonerStream(max_step_count=step_count) for _ in range(stream_count)]
         return await _round_seconds(
             self.engines.reasoner, self.clock, streams, [self.conversation.turns(0)], step_count

@@ -1,5 +1,6 @@
 """The floor: the matrix products that a frame contains, one after another and nothing between them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from services.bench.clock import Clock
 from services.bench.engines import StageEngines
 from services.bench.shape import Cost, ReplyShape
 from services.codec.mimi import exact_float32
+from services.inference.device import is_compiled_for
 from services.inference.graphs import Capture, graph_capture
 from services.inference.transformer import Transformer
 from services.reasoner.model import ReasonerModel
@@ -21,10 +23,16 @@ from services.speech.model import SpeechModel
 
 @dataclass(frozen=True)
 class Product:
-    """One product with an input of its own. weights: the model's tensors in it, without biases."""
+    """One product with an input of its own. weights: the model's tensors in it, without biases.
+
+    rows, matrix [outputs, inputs]: the same for compiled code; no matrix: each channel has numbers of its own, so there
+    is no product.
+    """
 
     run: Callable[[], Tensor]
     weights: tuple[Tensor, ...]
+    rows: int
+    matrix: Tensor | None
 
 
 def linear(layers: Sequence[nn.Module], *rows: int) -> Product:
@@ -34,7 +42,8 @@ def linear(layers: Sequence[nn.Module], *rows: int) -> Product:
     assert len(biases) in {0, len(layers)}
     weight = _joined(weights)
     inputs = torch.randn(*rows, weight.shape[1]).to(weight)
-    return Product(partial(functional.linear, inputs, weight, _joined(biases) if biases else None), weights)
+    run = partial(functional.linear, inputs, weight, _joined(biases) if biases else None)
+    return Product(run, weights, math.prod(rows), weight)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -48,7 +57,8 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def matrix(weight: Tensor, rows: int) -> Product:
     """Rows of positions times a matrix [in, out]."""
-    return Product(partial(torch.matmul, torch.randn(rows, weight.shape[0]).to(weight), weight), (weight,))
+    run = partial(torch.matmul, torch.randn(rows, weight.shape[0]).to(weight), weight)
+    return Product(run, (weight,), rows, weight.t())
 
 
 def stack(transformer: Transformer, *rows: int) -> Iterator[Product]:
@@ -102,13 +112,14 @@ def _convolutions(module: nn.Module, slots: int, width: int) -> tuple[list[Produ
             run = partial(
                 functional.conv_transpose1d, inputs, conv.weight, conv.bias, stride=conv.stride, groups=conv.groups
             )
-            products.append(Product(run, (conv.weight,)))
+            spread = conv.weight.permute(1, 2, 0).reshape(-1, conv.in_channels) if conv.groups == 1 else None
+            products.append(Product(run, (conv.weight,), slots * width, spread))
             width *= conv.stride[0]
         elif isinstance(conv, nn.Conv1d):
             reach = (conv.kernel_size[0] - 1) * conv.dilation[0] + width
             inputs = torch.randn(slots, conv.in_channels, reach).to(conv.weight)
             run = partial(functional.conv1d, inputs, conv.weight, conv.bias, dilation=conv.dilation, groups=conv.groups)
-            products.append(Product(run, (conv.weight,)))
+            products.append(Product(run, (conv.weight,), slots * width, conv.weight.flatten(1)))
     return products, width
 
 
@@ -119,7 +130,12 @@ class Launch(Protocol):
 
 
 def launch(products: Sequence[Product]) -> Launch:
-    """The products of a step in the way that costs the host least: on a GPU in one captured graph."""
+    """The products of a step in the way that costs least: in one call of compiled code, or in one captured graph."""
+    weight = products[0].weights[0]
+    if is_compiled_for(weight.device, weight.dtype):
+        from services.bench.compiled_floor import CompiledProducts
+
+        return CompiledProducts([(product.rows, product.matrix) for product in products if product.matrix is not None])
     runs = [product.run for product in products]
 
     def run_all() -> None:

@@ -139,7 +139,7 @@ def plain_prompt(conversation: Conversation) -> PlainPrompt:
     engines, voice, prompt = conversation.engines, conversation.voice(), conversation.prompt(0)
     return PlainPrompt(
         token_ids=prompt.token_ids,
-        mels=[engines.reasoner.features.extract(clip.samples) for clip in prompt.clips],
+        mels=[engines.reasoner.features.extract(clip.samples) for clip in conversation.clips(0)],
         transcript_ids=engines.speech.transcript_ids(voice),
         voice_frames=voice.frames,
     )

@@ -12,8 +12,9 @@ from services.bench.engine_cost import EngineCost
 from services.speech.engine import Sampling
 
 LISTED_OPERATIONS = 40
-PROFILED_FRAMES = 8
-"""Few: every operation is kept, and it takes much longer to sum them up than to run them."""
+PROFILED_FRAMES = 160
+"""Few, because every operation is kept and it takes much longer to sum them up than to run them; but more than a stream
+gives before anybody reads, so that all streams are live at once. On a CPU a round is one operation, or none."""
 
 
 async def write_profile(path: Path, costs: Sequence[tuple[EngineCost, int]], sampling: Sampling) -> None:

@@ -4,8 +4,8 @@ import torch
 
 from services.codec.mimi import StreamingDecoder
 from services.codec.model import CodecConfig, build_mimi
+from services.inference.device import is_compiled_for
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes
-from services.inference.product import laid_out_bytes
 
 SOUND_COPIES = 4
 """Of the widest signal, which are alive at once in a residual block: its input, the padded copy of what is convolved,
@@ -30,8 +30,11 @@ class CodecMemory:
         self.window = decoder.ring_columns
         # Encoding divides each codebook's sums by its counts, once, and keeps the quotients.
         codebooks = config.codebook_count * config.mimi.codebook_size * config.mimi.codebook_dim
-        laid_out = laid_out_bytes(decoder, device, torch.float32)
-        self.weights_bytes = module_bytes(mimi, decoder) + laid_out + codebooks * torch.float32.itemsize
+        self.weights_bytes = module_bytes(mimi, decoder) + codebooks * torch.float32.itemsize
+        if is_compiled_for(device, torch.float32):
+            from services.codec.compiled_weights import compiled_bytes  # a GPU's machine needs no compiler
+
+            self.weights_bytes += compiled_bytes(decoder)
 
     def slot_bytes(self, context_length: int) -> int:  # noqa: ARG002 - the window is in the state
         """What the decoder remembers of the frames before."""

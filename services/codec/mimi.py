@@ -1,8 +1,9 @@
 """Mimi's decoder as a machine with a state: one frame in, its samples out.
 
 Every layer of the decoder is causal, so a frame's samples follow from the frame and from what each layer remembers of
-the frames before it (model.md B.7): convolutions their last inputs, transposed convolutions the tail that reaches into
-the next output, attention the keys and values of its window. Weights and sizes are those of transformers' modules.
+the frames before it (model.md B.7): convolutions their last inputs, attention the keys and values of its window.
+Weights and sizes are those of transformers' modules. Here the step is torch's operations, for a GPU; `compiled_layers`
+has the same for a CPU.
 """
 
 import math
@@ -23,15 +24,9 @@ from transformers.models.mimi.modeling_mimi import (
     MimiTransformerLayer,
 )
 
-from services.codec.convolutions import Convolution, Edge, TransposedConvolution
-from services.inference.batch_rows import batch_rows
+from services.codec.convolutions import Convolution, Edge, plain, transposed
 from services.inference.kv_cache import CachedLayer, KvCache, allocate
-from services.inference.product import Product
 from services.inference.rope import Rope, RopeSettings, rotate
-from services.inference.transformer import Places
-
-# Of float32, in the widest register of a CPU.
-_REGISTER_NUMBERS = 16
 
 
 @contextmanager
@@ -49,27 +44,32 @@ class DecodeState:
     """What the decoder remembers of each slot; written in place, so that its addresses never change.
 
     positions [S] int64: transformer positions decoded so far. cache: a ring, position p lies in column p mod its
-    length. edges: what each convolution keeps, [S, positions, channels], in the order in which the layers run.
+    length. edges [S, numbers]: what each convolution keeps, one after the other in the order in which the layers run.
     """
 
     positions: Tensor
     cache: KvCache
-    edges: tuple[Tensor, ...]
-
-    def slots(self, first: int, end: int) -> "DecodeState":
-        """A view of some slots."""
-        return DecodeState(
-            self.positions[first:end],
-            KvCache(self.cache.entries[:, first:end]),
-            tuple(edge[first:end] for edge in self.edges),
-        )
+    edges: Tensor
 
     def reset(self, slots: Tensor) -> None:
         """Makes the slots where `slots` [S] bool is True as new; the others stay as they are."""
         self.positions.masked_fill_(slots, 0)
         self.cache.entries.masked_fill_(slots[:, None, None, None], 0.0)
-        for edge in self.edges:
-            edge.masked_fill_(slots[:, None, None], 0.0)
+        self.edges.masked_fill_(slots[:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the positions of a frame stand: made once for all layers.
+
+    columns [S, 1, W, 1] int64: of the ring. cosines, sines [S, W, heads, head_dim]: rotations of queries, keys and
+    values, the last by nothing. mask [S, 1, W, columns] bool: what a position sees.
+    """
+
+    columns: Tensor
+    cosines: Tensor
+    sines: Tensor
+    mask: Tensor
 
 
 class StreamingDecoder(nn.Module):
@@ -87,11 +87,11 @@ class StreamingDecoder(nn.Module):
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.window: int = config.sliding_window
-        self.upsample = TransposedConvolution(decoder.upsample)
+        self.norm_epsilon = float(config.norm_eps)
+        self.upsample = transposed(decoder.upsample)
         self.transformer_layers = nn.ModuleList(
             TransformerStep(layer, self.heads, self.kv_heads) for layer in decoder.decoder_transformer.layers
         )
-        self._inner_sizes = [layer.mlp.fc1.out_features for layer in decoder.decoder_transformer.layers]
         self.seanet_layers = nn.ModuleList(_step(layer) for layer in decoder.decoder_seanet.layers)
         self.positions_per_frame: int = self.upsample.stride
         self.samples_per_frame: int = self.positions_per_frame * math.prod(config.upsampling_ratios)
@@ -118,53 +118,44 @@ class StreamingDecoder(nn.Module):
             device=device,
             dtype=torch.float32,
         )
-        edges = tuple(torch.zeros(slot_count, *layer.edge_shape, device=device) for layer in self._stateful_layers())
+        edges = torch.zeros(slot_count, sum(self._edge_sizes()), device=device)
         return DecodeState(torch.zeros(slot_count, dtype=torch.int64, device=device), cache, edges)
 
-    def decode_step(self, state: DecodeState, codes: Tensor, executed: Tensor | None) -> Tensor:
+    def decode_step(self, state: DecodeState, codes: Tensor, executed: Tensor) -> Tensor:
         """Decodes a frame of each slot and keeps what the next one needs.
 
         codes [S, codebook_count] int64, 0 ..< codebook_size; executed [S] bool. A slot where it is False keeps its
-        state to the bit; its codes must be in range all the same, and its samples mean nothing. None: all are decoded.
+        state to the bit; its codes must be in range all the same, and its samples mean nothing.
         Returns samples [S, samples_per_frame] float32.
         """
         starting = (state.positions == 0)[:, None, None]
-        run = None if executed is None else executed[:, None, None]
-        edges = iter([Edge(kept, starting, run) for kept in state.edges])
+        kept, run = state.edges.split(self._edge_sizes(), dim=1), executed[:, None, None]
+        edges = iter(
+            [
+                Edge(numbers.unflatten(1, layer.edge_shape), starting, run)
+                for layer, numbers in zip(self.convolutions(), kept, strict=True)
+            ]
+        )
         latents = functional.embedding(codes + self.first_rows, self.latents).sum(dim=1, keepdim=True)
         x = self._step_transformer(self.upsample(latents, next(edges)), state, executed)
         for layer in self.seanet_layers:
             x = layer(x, edges) if isinstance(layer, LayerStep) else layer(x)
-        state.positions.add_(self.positions_per_frame if executed is None else executed * self.positions_per_frame)
+        state.positions.add_(executed * self.positions_per_frame)
         return x[:, :, 0]
 
-    def slots_are_alike(self) -> bool:
-        """Whether, on a CPU, a slot's samples are the same bits whatever the number of slots and its place.
-
-        A CPU's activation functions round differently for the last numbers of a tensor that do not fill a register:
-        each slot's part has to fill its registers.
-        """
-        width = self.positions_per_frame
-        *layers, _ = self._stateful_layers()
-        sizes = [
-            width * layer.first.out_features for layer in self.transformer_layers if isinstance(layer, TransformerStep)
-        ]
-        for layer in layers:
-            width *= layer.stride if isinstance(layer, TransposedConvolution) and layer is not self.upsample else 1
-            sizes.append(width * layer.outputs)
-        return all(size % _REGISTER_NUMBERS == 0 for size in sizes)
-
-    def _stateful_layers(self) -> Iterator[Convolution | TransposedConvolution]:
+    def convolutions(self) -> Iterator[Convolution]:
+        """All that keep an edge, in the order of their edges."""
         for layer in (self.upsample, *self.seanet_layers):
-            yield from (part for part in layer.modules() if isinstance(part, Convolution | TransposedConvolution))
+            yield from (part for part in layer.modules() if isinstance(part, Convolution))
 
-    def _step_transformer(self, x: Tensor, state: DecodeState, executed: Tensor | None) -> Tensor:
+    def _edge_sizes(self) -> list[int]:
+        return [math.prod(layer.edge_shape) for layer in self.convolutions()]
+
+    def _step_transformer(self, x: Tensor, state: DecodeState, executed: Tensor) -> Tensor:
         """x [S, positions_per_frame, hidden] → the same shape."""
         slots, width, _ = x.shape
         positions = state.positions[:, None] + self.offsets
-        columns = positions % self.ring_columns
-        if executed is not None:
-            columns = torch.where(executed[:, None], columns, state.cache.dump)
+        columns = torch.where(executed[:, None], positions % self.ring_columns, state.cache.dump)
         cosines, sines = self.rope(positions)
         turned, kept = (slots, width, self.heads + self.kv_heads, self.head_dim), (0, 0, 0, self.kv_heads)
         places = Places(
@@ -172,14 +163,10 @@ class StreamingDecoder(nn.Module):
             functional.pad(cosines.expand(turned), kept, value=1.0),
             functional.pad(sines.expand(turned), kept),
             self._visible(positions),
-            self.ring_columns,
         )
-        # Slots beyond the state's only fill up the products.
-        missing = (batch_rows(slots * width, x.device) - slots * width + width - 1) // width
-        x = functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         for layer, cached in zip(self.transformer_layers, state.cache.layers(self.ring_columns), strict=True):
             x = layer(x, places, cached)
-        return x[:slots]
+        return x
 
     def _visible(self, positions: Tensor) -> Tensor:
         """Which columns each of these positions [S, W] sees: [S, 1, W, columns] bool.
@@ -207,18 +194,15 @@ class TransformerStep(nn.Module):
         self.qkv_bias = None if biases is None else nn.Buffer(biases, persistent=False)
         self.output: nn.Linear = attention.o_proj
         self.first, self.second = layer.mlp.fc1, layer.mlp.fc2
-        self.activation = layer.mlp.activation_fn
-        self._products = [Product() for _ in range(4)]
         self.attention_norm, self.attention_scale = layer.input_layernorm, layer.self_attn_layer_scale
         self.mlp_norm, self.mlp_scale = layer.post_attention_layernorm, layer.mlp_layer_scale
 
     def forward(self, x: Tensor, places: Places, cached: CachedLayer) -> Tensor:
-        """x [R, W, hidden] → the same shape; rows beyond those of `places` mean nothing."""
-        qkv, output, first, second = self._products
-        joined = qkv(self.attention_norm(x), self.qkv, self.qkv_bias)
-        slots, width = len(places.columns), x.shape[1]
+        """x [S, W, hidden] → the same shape."""
+        slots, width, _ = x.shape
+        joined = functional.linear(self.attention_norm(x), self.qkv, self.qkv_bias)
         rotated = rotate(
-            joined[:slots].view(slots, width, self.heads + 2 * self.kv_heads, -1), places.cosines, places.sines
+            joined.view(slots, width, self.heads + 2 * self.kv_heads, -1), places.cosines, places.sines
         ).transpose(1, 2)
         cached.keep(rotated[:, self.heads :], places.columns)
         seen = functional.scaled_dot_product_attention(
@@ -229,11 +213,9 @@ class TransformerStep(nn.Module):
             enable_gqa=self.heads != self.kv_heads,
         )
         seen = seen.transpose(1, 2).reshape(slots, width, -1)
-        if slots < len(x):
-            seen = functional.pad(seen, (0, 0, 0, 0, 0, len(x) - slots))
-        x = torch.addcmul(x, output(seen, self.output.weight, self.output.bias), self.attention_scale.scale)
-        inner = self.activation(first(self.mlp_norm(x), self.first.weight, self.first.bias))
-        return torch.addcmul(x, second(inner, self.second.weight, self.second.bias), self.mlp_scale.scale)
+        x = torch.addcmul(x, self.output(seen), self.attention_scale.scale)
+        inner = functional.gelu(self.first(self.mlp_norm(x)))
+        return torch.addcmul(x, self.second(inner), self.mlp_scale.scale)
 
 
 class LayerStep(nn.Module):
@@ -243,12 +225,13 @@ class LayerStep(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.shortcut = shortcut
+        self.stride = math.prod(part.stride for part in parts if isinstance(part, Convolution))
 
     def forward(self, x: Tensor, edges: Iterator[Edge]) -> Tensor:
         """x [S, W, channels] → [S, W', channels']; takes the edges of its convolutions."""
         inner = x
         for part in self.parts:
-            inner = part(inner, next(edges)) if isinstance(part, Convolution | TransposedConvolution) else part(inner)
+            inner = part(inner, next(edges)) if isinstance(part, Convolution) else part(inner)
         if self.shortcut is None:
             return inner
         return inner + (self.shortcut(x, next(edges)) if isinstance(self.shortcut, Convolution) else x)
@@ -266,6 +249,10 @@ def check_streamable(config: MimiConfig) -> None:
         raise ValueError(f"codec_config: audio_channels is {config.audio_channels}; expected 1")
     if config.frame_rate == config.encodec_frame_rate:
         raise ValueError(f"codec_config: frames come at {config.frame_rate} Hz without upsampling, which isn't Mimi")
+    if config.hidden_act != "gelu":
+        raise ValueError(f"codec_config: hidden_act is {config.hidden_act!r}; expected 'gelu'")
+    if config.num_hidden_layers < 1:
+        raise ValueError(f"codec_config: num_hidden_layers is {config.num_hidden_layers}; expected 1 or more")
     if config.sliding_window < 1:
         raise ValueError(f"codec_config: sliding_window is {config.sliding_window}; expected 1 or more")
 
@@ -295,11 +282,11 @@ def _step(layer: nn.Module) -> nn.Module:
     if isinstance(layer, MimiResnetBlock):
         shortcut = layer.shortcut
         return LayerStep(
-            [_convolution(part) if isinstance(part, MimiConv1d) else part for part in layer.block],
-            Convolution(shortcut) if isinstance(shortcut, MimiConv1d) else shortcut,
+            [plain(part) if isinstance(part, MimiConv1d) else part for part in layer.block],
+            plain(shortcut) if isinstance(shortcut, MimiConv1d) else shortcut,
         )
     return layer
 
 
-def _convolution(layer: MimiConv1d | MimiConvTranspose1d) -> Convolution | TransposedConvolution:
-    return Convolution(layer) if isinstance(layer, MimiConv1d) else TransposedConvolution(layer)
+def _convolution(layer: MimiConv1d | MimiConvTranspose1d) -> Convolution:
+    return plain(layer) if isinstance(layer, MimiConv1d) else transposed(layer)

@@ -1,7 +1,6 @@
 """The streaming decode of all slots with host values on both sides: once for a CPU, once for a GPU."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.codec.mimi import DecodeState, StreamingDecoder, exact_float32
+from services.codec.mimi import StreamingDecoder, exact_float32
+from services.inference.device import is_compiled_for
 from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
 
 # A round of more would keep the listener waiting whose sound is due first.
@@ -19,7 +19,7 @@ _MOST_AT_ONCE = 8
 class SlotDecoder(Protocol):
     """Decodes the next frame of any of its slots; a slot's samples depend on nothing but its own frames.
 
-    width: how many slots a step decodes in the time of one.
+    width: how many slots a round should have at most, so that the one that is due first does not wait for all others.
     """
 
     width: int
@@ -33,47 +33,43 @@ class SlotDecoder(Protocol):
 
 def slot_decoder(decoder: StreamingDecoder, slot_count: int) -> SlotDecoder:
     """The kind that fits the decoder's device."""
-    kind = GraphedSlots if decoder.latents.device.type == "cuda" else RunsOfSlots
+    latents = decoder.latents
+    kind = CompiledSlots if is_compiled_for(latents.device, latents.dtype) else GraphedSlots
     return kind(decoder, slot_count)
 
 
-class RunsOfSlots:
-    """Neighbouring slots that have a frame are decoded together, for a CPU: what has none costs nothing."""
+class CompiledSlots:
+    """Any slots in one call of compiled code, for a CPU: what has no frame costs nothing."""
 
     def __init__(self, decoder: StreamingDecoder, slot_count: int) -> None:
+        from services.codec.compiled_layers import State, decode  # a GPU's machine needs no compiler
+        from services.codec.compiled_weights import compiled_weights, signals
+
+        self._decode = decode
         self.width = min(slot_count, _MOST_AT_ONCE)
-        self._decoder = decoder
+        self._samples_per_frame = decoder.samples_per_frame
+        self._weights = compiled_weights(decoder)
+        self._signals = signals(self._weights, self.width)
         self._state = decoder.new_state(slot_count)
-        self._longest_run = self.width if decoder.slots_are_alike() else 1
-        self._views: dict[tuple[int, int], DecodeState] = {}
+        self._numbers = State(self._state.positions.numpy(), self._state.cache.numbers, self._state.edges.numpy())
 
     def reset(self, slot: int) -> None:
         """Makes a slot as new."""
-        self._view(slot, slot + 1).reset(torch.ones(1, dtype=torch.bool))
+        # The cache's columns are written before they are read.
+        self._numbers.positions[slot] = 0
+        self._numbers.edges[slot] = 0.0
 
     def step(self, frames: Mapping[int, Sequence[int]]) -> dict[int, NDArray[np.float32]]:
         """Decodes a frame of each of these slots."""
+        slots = list(frames)
         decoded: dict[int, NDArray[np.float32]] = {}
-        with exact_float32():
-            for first, end in _runs(sorted(frames), self._longest_run):
-                codes = torch.tensor([frames[slot] for slot in range(first, end)])
-                samples = self._decoder.decode_step(self._view(first, end), codes, None).numpy()
-                decoded.update(zip(range(first, end), samples, strict=True))
+        for start in range(0, len(slots), self.width):
+            together = slots[start : start + self.width]
+            codes = np.array([frames[slot] for slot in together], np.int64)
+            self._decode(np.array(together, np.int64), codes, self._weights, self._numbers, self._signals)
+            samples = self._signals.signal[: len(together), : self._samples_per_frame].copy()
+            decoded.update(zip(together, samples, strict=True))
         return decoded
-
-    def _view(self, first: int, end: int) -> DecodeState:
-        if (first, end) not in self._views:
-            self._views[first, end] = self._state.slots(first, end)
-        return self._views[first, end]
-
-
-def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
-    """Ascending slots as runs of neighbours: the first, and the one after the last."""
-    for _, run in groupby(enumerate(slots), key=lambda entry: entry[1] - entry[0]):
-        members = [slot for _, slot in run]
-        for start in range(0, len(members), longest):
-            part = members[start : start + longest]
-            yield part[0], part[-1] + 1
 
 
 class GraphedSlots:

@@ -26,7 +26,14 @@ def resolve_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     """The precision of a setting; auto is bfloat16 on CUDA and float32 on a CPU (model.md H)."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name == "bfloat16" and device.type == "cpu":
+        raise BadSetting("dtype is 'bfloat16', but a CPU computes in float32; expected 'float32' or 'auto'")
     return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def is_compiled_for(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the models' steps are compiled code (`services.inference.cpu`) rather than torch's operations."""
+    return device.type == "cpu" and dtype == torch.float32
 
 
 @contextmanager

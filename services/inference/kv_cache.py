@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _SHORTEST_REACH = 512
@@ -34,6 +36,9 @@ class KvCache:
     """
 
     entries: Tensor
+    # Of a view: the cache that it shows a part of, and which slot of that is its first.
+    _whole: "KvCache | None" = field(default=None, repr=False, compare=False)
+    first_slot: int = 0
     _layers: dict[int, tuple[CachedLayer, ...]] = field(default_factory=dict, repr=False, compare=False)
     _views: "dict[tuple[int, int], KvCache]" = field(default_factory=dict, repr=False, compare=False)
 
@@ -46,6 +51,16 @@ class KvCache:
     def values(self) -> Tensor:
         """[layers, slots, kv heads, positions + 1, head dim]."""
         return self.entries[:, :, self.entries.shape[2] // 2 :]
+
+    @property
+    def whole(self) -> "KvCache":
+        """The cache that this is a view of, or this one."""
+        return self._whole or self
+
+    @property
+    def numbers(self) -> NDArray[np.float32]:
+        """The entries of the whole, flat; on a CPU, in float32."""
+        return self.whole.entries.view(-1).numpy()
 
     @property
     def slot_count(self) -> int:
@@ -73,7 +88,7 @@ class KvCache:
     def _view(self, first: int, end: int) -> "KvCache":
         """Made once, and its layers with it: a step should not spend its time on slicing."""
         if (first, end) not in self._views:
-            self._views[first, end] = KvCache(self.entries[:, first:end])
+            self._views[first, end] = KvCache(self.entries[:, first:end], self.whole, self.first_slot + first)
         return self._views[first, end]
 
     def read(self, slot: int, count: int) -> Tensor:
@@ -94,12 +109,7 @@ class KvCache:
         self.entries.zero_()
 
     def reach(self, column: int) -> int:
-        """How many columns a step must look at whose highest column is `column`: few sizes, so few shapes.
-
-        Columns beyond the highest, all masked, change no bit of a result: on a CPU, attention runs in blocks of 512
-        columns from column 0, and blocks that are masked as a whole leave what is summed so far as it is. Shorter
-        reaches would cut the first block to various lengths, whose sums differ in their last bits.
-        """
+        """How many columns a step must look at whose highest column is `column`: few sizes, so few shapes."""
         return next(reach for reach in self.reaches() if reach > column)
 
     def reaches(self) -> Iterator[int]:

@@ -19,10 +19,13 @@ class KeptPrefixes:
     def __init__(self, slot_count: int) -> None:
         self._prompts: list[Identities] = [np.empty(0, np.int64)] * slot_count
 
-    def longest(self, prompt: Identities) -> tuple[int, int]:
-        """The slot with the longest common prefix, and that prefix' length; length 0 where there is none."""
-        lengths = [_common(kept, prompt) for kept in self._prompts]
-        best = max(range(len(lengths)), key=lengths.__getitem__)
+    def longest(self, prompt: Identities, preferred: int = 0) -> tuple[int, int]:
+        """The slot with the longest common prefix, and that prefix' length; length 0 where there is none.
+
+        Of slots that have as much in common it is the preferred one, if that is among them.
+        """
+        lengths = [common_length(kept, prompt) for kept in self._prompts]
+        best = max(range(len(lengths)), key=lambda slot: (lengths[slot], slot == preferred))
         return best, lengths[best]
 
     def keep(self, slot: int, prompt: Identities) -> None:
@@ -39,7 +42,8 @@ def identities(token_ids: Sequence[int]) -> Identities:
     return np.asarray(token_ids, np.int64)
 
 
-def _common(one: Identities, other: Identities) -> int:
+def common_length(one: Identities, other: Identities) -> int:
+    """How many positions two prompts begin with alike."""
     count = min(len(one), len(other))
     differing = np.flatnonzero(one[:count] != other[:count])
     return int(differing[0]) if len(differing) else count

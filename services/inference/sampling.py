@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,15 +15,14 @@ class Draw:
     """Each row's way to draw; all tensors are [n], on the logits' device.
 
     temperature float32 ≥ 0, 0 is greedy; top_k int64, 0 is all; seed int64, any value. ranked: how many logits have to
-    be ranked to find every row's top_k, `ranked_count`; 0: all rows are greedy, and nothing is drawn at all. rows
-    [n] int64: which rows of a batch draw, where only these are wanted; None: all n rows. Neither changes a result.
+    be ranked to find every row's top_k, `ranked_count`, which changes no result; 0: all rows are greedy, and nothing is
+    drawn at all.
     """
 
     temperature: Tensor
     top_k: Tensor
     seed: Tensor
     ranked: int
-    rows: Tensor | None = None
 
     @cached_property
     def _last_kept(self) -> Tensor:
@@ -33,14 +31,7 @@ class Draw:
 
     def least_kept(self, logits: Tensor) -> Tensor:
         """Each row's top_k-th largest logit, the smallest where top_k is 0: logits [n, codes] → [n, 1]."""
-        if logits.device.type == "cpu":
-            # numpy sorts rows of float32 several times faster than torch ranks them.
-            return torch.from_numpy(np.sort(logits.numpy(), axis=-1)).gather(-1, logits.shape[-1] - self._last_kept)
         return logits.topk(self.ranked, dim=-1).values.gather(-1, self._last_kept - 1)
-
-    def of_rows(self, rows: Tensor) -> "Draw":
-        """The same for some rows only: rows [n] int64."""
-        return Draw(self.temperature[rows], self.top_k[rows], self.seed[rows], self.ranked, rows)
 
 
 def ranked_count(top_k: int, code_count: int) -> int:
@@ -56,13 +47,6 @@ def draw(logits: Tensor, how: Draw, noise: Tensor | None) -> Tensor:
     """
     if noise is None:
         return logits.argmax(dim=-1)
-    if how.rows is None:
-        return _draw_all(logits, how, noise)
-    drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    return drawn.index_copy_(0, how.rows, _draw_all(logits[how.rows], how, noise))
-
-
-def _draw_all(logits: Tensor, how: Draw, noise: Tensor) -> Tensor:
     out = logits < how.least_kept(logits)
     return (logits + noise).masked_fill_(out, -torch.inf).argmax(dim=-1)
 

@@ -1,17 +1,19 @@
 """The autoregressive stack: reasoner, backbone and depth decoder are all this one."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.inference.device import is_compiled_for
 from services.inference.kv_cache import CachedLayer, KvCache, allocate
-from services.inference.product import Linear, Product
 from services.inference.rope import Rope, RopeSettings, rope_settings, rotate
+
+if TYPE_CHECKING:
+    from services.inference.cpu.compiled_stack import CompiledStack
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,37 @@ def transformer_config(section: dict[str, Any], *, qkv_bias: bool, default_theta
 class Places:
     """Where the positions of a run stand: made once for all its layers, or for all runs that stand alike.
 
-    columns [B, 1, W, 1] int64: cache columns. cosines, sines [B, W, heads, head_dim]: rotations of queries, keys and
-    values, the last by nothing. mask [B, 1, W * group, reach]: 0 where a position sees a column, minus infinity
-    elsewhere; the query heads that share a key-value head stand side by side, as rows of one product, one that would be
-    alone twice.
+    columns [B, W] int64: cache columns, of which a position sees those up to its own; the dump column: the position is
+    not kept and its output means nothing. positions [B, W] int64: what rotates it.
     """
 
     columns: Tensor
+    positions: Tensor
+    sight: "Sight | None"
+
+    def rows(self, count: int) -> "Places":
+        """Those of the first rows."""
+        sight = None if self.sight is None else self.sight.rows(count)
+        return Places(self.columns[:count], self.positions[:count], sight)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What places come to in tensors, where no compiled code works them out.
+
+    cosines, sines [B, W, heads, head_dim]: rotations of queries, keys and values, the last by nothing. mask
+    [B, 1, W * group, reach]: 0 where a position sees a column, minus infinity elsewhere; the query heads that share a
+    key-value head stand side by side, as rows of one product.
+    """
+
     cosines: Tensor
     sines: Tensor
     mask: Tensor
     reach: int
 
-    def rows(self, count: int) -> "Places":
+    def rows(self, count: int) -> "Sight":
         """Those of the first rows."""
-        return Places(self.columns[:count], self.cosines[:count], self.sines[:count], self.mask[:count], self.reach)
+        return Sight(self.cosines[:count], self.sines[:count], self.mask[:count], self.reach)
 
 
 class JoinedLinear:
@@ -92,13 +110,12 @@ class JoinedLinear:
     bias: Tensor | None
 
     def __init__(self, inputs: int, outputs: Sequence[int], *, bias: bool) -> None:
-        self._product = Product()
         self.parts = [nn.Linear(inputs, count, bias=bias) for count in outputs]
         self._share(torch.empty(sum(outputs), inputs), torch.empty(sum(outputs)) if bias else None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., inputs] → the layers' outputs side by side, [..., sum of outputs]."""
-        return self._product(x, self.weight, self.bias)
+        return functional.linear(x, self.weight, self.bias)
 
     def join(self) -> None:
         """Joins the parts again, whose weights are no longer rows of one matrix once they were moved or converted."""
@@ -125,7 +142,7 @@ class Attention(nn.Module):
         width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.qkv = JoinedLinear(config.hidden_size, (width, kv_width, kv_width), bias=config.qkv_bias)
         self.q_proj, self.k_proj, self.v_proj = self.qkv.parts
-        self.o_proj = Linear(width, config.hidden_size, bias=config.output_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.output_bias)
 
 
 class Mlp(nn.Module):
@@ -136,7 +153,7 @@ class Mlp(nn.Module):
         size = config.intermediate_size
         self.gate_up = JoinedLinear(config.hidden_size, (size, size), bias=config.mlp_bias)
         self.gate_proj, self.up_proj = self.gate_up.parts
-        self.down_proj = Linear(size, config.hidden_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
 
 
 class Layer(nn.Module):
@@ -150,52 +167,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
 
 
-class RmsNorm:
-    """x [..., width] over the root of the mean of its squares plus epsilon, times the norm's weight."""
-
-    def __init__(self, norm: nn.RMSNorm, epsilon: float) -> None:
-        width, device = norm.weight.shape[0], norm.weight.device
-        self._weight, self._epsilon = norm.weight, epsilon
-        self._root = math.sqrt(width)
-        self._least = torch.tensor(math.sqrt(width * epsilon), device=device)
-        self._zero = torch.zeros((), device=device)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return functional.rms_norm(x, self._weight.shape, self._weight, self._epsilon)
-        # torch has no kernel of its own for a CPU: its chain of small ones takes half as long again as this.
-        length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._least)
-        return torch.addcdiv(self._zero, x, length, value=self._root).mul_(self._weight)
-
-
-@dataclass(frozen=True, slots=True)
-class _Steps:
-    """What a layer runs, side by side: looking it up in modules would cost a small step a good part of its time."""
-
-    attention_norm: RmsNorm
-    qkv: JoinedLinear
-    output: Callable[[Tensor], Tensor]
-    mlp_norm: RmsNorm
-    gate_up: JoinedLinear
-    down: Callable[[Tensor], Tensor]
-
-    @classmethod
-    def of(cls, layer: Layer, epsilon: float) -> Self:
-        attention, mlp = layer.self_attn, layer.mlp
-        return cls(
-            attention_norm=RmsNorm(layer.input_layernorm, epsilon),
-            qkv=attention.qkv,
-            output=attention.o_proj.forward,
-            mlp_norm=RmsNorm(layer.post_attention_layernorm, epsilon),
-            gate_up=mlp.gate_up,
-            down=mlp.down_proj.forward,
-        )
-
-
 class Transformer(nn.Module):
-    """Layers and the final norm. Parameter names are those of the published checkpoint, less the stack's prefix."""
+    """Layers and the final norm. Parameter names are those of the published checkpoint, less the stack's prefix.
 
-    _steps: tuple[_Steps, ...]
+    On a CPU in float32 it is compiled code that runs them, elsewhere torch.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -203,7 +179,9 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
         self.rope = Rope(config.rope)
-        self._gather_steps()
+        self._compiled: CompiledStack | None = None
+        self._compiled_version = 0
+        self._weights = tuple(self.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to` and its kin go through."""
@@ -212,13 +190,23 @@ class Transformer(nn.Module):
             assert isinstance(layer, Layer)
             layer.self_attn.qkv.join()
             layer.mlp.gate_up.join()
-        self._gather_steps()
+        self._compiled = None
+        self._weights = tuple(self.parameters())
         return self
 
-    def _gather_steps(self) -> None:
-        epsilon = self.config.norm_epsilon
-        self._steps = tuple(_Steps.of(layer, epsilon) for layer in self.layers if isinstance(layer, Layer))
-        self._last_norm = RmsNorm(self.norm, epsilon)
+    @property
+    def compiled(self) -> "CompiledStack | None":
+        """The stack in compiled code, where that is what runs it; made anew when weights were filled meanwhile."""
+        weight = self.norm.weight
+        if not is_compiled_for(weight.device, weight.dtype):
+            return None
+        version = sum(0 if weight.is_inference() else weight._version for weight in self._weights)
+        if self._compiled is None or version != self._compiled_version:
+            from services.inference.cpu.compiled_stack import CompiledStack  # a GPU's machine needs no compiler
+
+            self._compiled = CompiledStack(self.config, self.layers, weight, self.rope)
+            self._compiled_version = version
+        return self._compiled
 
     def cache(self, *, slots: int, positions: int) -> KvCache:
         """An empty cache for this stack, on its device and in its dtype."""
@@ -240,56 +228,50 @@ class Transformer(nn.Module):
         `cache.reach` of the highest. positions [B, W] int64: what the rotation uses; the columns unless given
         (model.md B.5).
         """
-        config, (batch, width) = self.config, columns.shape
-        group = config.heads // config.kv_heads
-        cosines, sines = self.rope(columns if positions is None else positions)
-        turned, kept = (batch, width, config.heads + config.kv_heads, config.head_dim), (0, 0, 0, config.kv_heads)
-        hidden = torch.arange(reach, device=columns.device) > columns[:, :, None, None]
-        mask = hidden.new_zeros(hidden.shape, dtype=self.norm.weight.dtype).masked_fill_(hidden, -torch.inf)
-        mask = mask.expand(batch, width, group, reach).reshape(batch, 1, width * group, reach)
-        # A product of one row is cut among threads in its own way: it stands in line twice.
-        repeats = 2 if width * group == 1 else 1
-        return Places(
-            columns=columns[:, None, :, None],
-            cosines=functional.pad(cosines.expand(turned), kept, value=1.0),
-            sines=functional.pad(sines.expand(turned), kept),
-            mask=mask if repeats == 1 else mask.repeat(1, 1, repeats, 1),
-            reach=reach,
-        )
+        positions = columns if positions is None else positions
+        sees_itself = is_compiled_for(columns.device, self.norm.weight.dtype)
+        return Places(columns, positions, None if sees_itself else self._sight(columns, reach, positions))
 
     def forward(self, x: Tensor, places: Places, cache: KvCache) -> Tensor:
         """Runs new positions of some slots and keeps their keys and values.
 
-        x [B, W, hidden] → the states after the final norm, [B, W, hidden]. Places and cache have B rows, or fewer:
-        rows beyond theirs only fill up a product (`batch_rows`), look at nothing and mean nothing.
+        x [B, W, hidden] → the states after the final norm, [B, W, hidden].
         """
-        for layer, step in zip(cache.layers(places.reach), self._steps, strict=True):
-            heads = step.qkv(step.attention_norm(x))
-            seen = self._attend(heads, places, layer)
-            x = x + step.output(seen)
-            gate, up = step.gate_up(step.mlp_norm(x)).chunk(2, dim=-1)
-            x += step.down(functional.silu(gate).mul_(up))
-        return self._last_norm(x)
+        if places.sight is None:
+            assert self.compiled is not None, "places were made for another device or dtype"
+            return self.compiled.forward(x, places.columns, places.positions, cache)
+        columns = places.columns[:, None, :, None]
+        for layer, cached in zip(self.layers, cache.layers(places.sight.reach), strict=True):
+            assert isinstance(layer, Layer)
+            attention, mlp = layer.self_attn, layer.mlp
+            joined = attention.qkv(layer.input_layernorm(x))
+            x = x + attention.o_proj(self._attend(joined, columns, places.sight, cached))
+            gate, up = mlp.gate_up(layer.post_attention_layernorm(x)).chunk(2, dim=-1)
+            x = x + mlp.down_proj(functional.silu(gate) * up)
+        normed: Tensor = self.norm(x)
+        return normed
 
-    def _attend(self, joined: Tensor, places: Places, layer: CachedLayer) -> Tensor:
-        """joined [B, W, (heads + 2 kv heads) * head_dim] → [B, W, heads * head_dim]."""
-        config, (filled, width, _), batch = self.config, joined.shape, len(places.columns)
+    def _sight(self, columns: Tensor, reach: int, positions: Tensor) -> Sight:
+        config, (batch, width) = self.config, columns.shape
+        group = config.heads // config.kv_heads
+        cosines, sines = self.rope(positions)
+        turned, kept = (batch, width, config.heads + config.kv_heads, config.head_dim), (0, 0, 0, config.kv_heads)
+        hidden = torch.arange(reach, device=columns.device) > columns[:, :, None, None]
+        mask = hidden.new_zeros(hidden.shape, dtype=self.norm.weight.dtype).masked_fill_(hidden, -torch.inf)
+        return Sight(
+            cosines=functional.pad(cosines.expand(turned), kept, value=1.0),
+            sines=functional.pad(sines.expand(turned), kept),
+            mask=mask.expand(batch, width, group, reach).reshape(batch, 1, width * group, reach),
+            reach=reach,
+        )
+
+    def _attend(self, joined: Tensor, columns: Tensor, sight: Sight, layer: CachedLayer) -> Tensor:
+        """joined [B, W, (heads + 2 kv heads) * head_dim], columns [B, 1, W, 1] → [B, W, heads * head_dim]."""
+        config, (batch, width, _) = self.config, joined.shape
         head_dim, kv_heads = config.head_dim, config.kv_heads
-        rotated = rotate(joined[:batch].view(batch, width, -1, head_dim), places.cosines, places.sines)
+        rotated = rotate(joined.view(batch, width, -1, head_dim), sight.cosines, sight.sines)
         queries, new = rotated.split((config.heads, 2 * kv_heads), dim=2)
-        layer.keep(new.transpose(1, 2), places.columns)
-        rows, wanted = places.mask.shape[2], width * (config.heads // kv_heads)
-        if width == 1:
-            grouped = queries.view(batch, kv_heads, wanted, head_dim)
-        else:
-            grouped = queries.unflatten(2, (kv_heads, -1)).transpose(1, 2).reshape(batch, kv_heads, wanted, head_dim)
-        if rows > wanted:
-            grouped = grouped.repeat(1, 1, rows // wanted, 1)
-        seen = functional.scaled_dot_product_attention(grouped, layer.keys, layer.values, attn_mask=places.mask)
-        if rows > wanted:
-            # Without gaps between the rows, or the next product would run them one by one.
-            seen = seen[:, :, :wanted].contiguous()
-        if width > 1:
-            seen = seen.unflatten(2, (width, -1)).transpose(1, 2)
-        seen = seen.reshape(batch, width, -1)
-        return seen if filled == batch else functional.pad(seen, (0, 0, 0, 0, 0, filled - batch))
+        layer.keep(new.transpose(1, 2), columns)
+        grouped = queries.unflatten(2, (kv_heads, -1)).transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)
+        seen = functional.scaled_dot_product_attention(grouped, layer.keys, layer.values, attn_mask=sight.mask)
+        return seen.unflatten(2, (width, -1)).transpose(1, 2).reshape(batch, width, -1)

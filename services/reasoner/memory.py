@@ -2,7 +2,6 @@
 
 import torch
 
-from services.inference.batch_rows import batch_rows
 from services.inference.device import blank_modules
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes, run_bytes
 from services.inference.product import laid_out_bytes
@@ -28,7 +27,7 @@ class ReasonerMemory:
         self._stack = model.stack
         self._device = device
         self._dtype = dtype
-        self._prefill_chunk = batch_rows(prefill_chunk, device)
+        self._prefill_chunk = prefill_chunk
         self.weights_bytes = module_bytes(model) + laid_out_bytes(model, device, dtype)
 
     def slot_bytes(self, context_length: int) -> int:
@@ -37,7 +36,7 @@ class ReasonerMemory:
 
     def workspace_bytes(self, slots: int, context_length: int) -> int:
         """A chunk of a prompt, a token of every slot, a block of a clip, and every slot's prompt with its features."""
-        stack, dtype, rows = self._config.stack, self._dtype, batch_rows(slots, self._device)
+        stack, dtype, rows = self._config.stack, self._dtype, slots
         chunk = run_bytes(stack, rows=1, width=self._prefill_chunk, reach=context_length, dtype=dtype)
         step = run_bytes(stack, rows=rows, width=1, reach=context_length, dtype=dtype)
         logits = rows * self._config.vocabulary_size * dtype.itemsize

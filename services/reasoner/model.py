@@ -87,9 +87,9 @@ class ReasonerModel(nn.Module):
         return self.lm_head(hidden).argmax(dim=-1)
 
     def decode(self, tokens: Tensor, columns: Tensor, cache: KvCache, reach: int) -> tuple[Tensor, Tensor]:
-        """One step of all slots: tokens [R], columns [S] → states after the final norm [R, hidden], next tokens [R].
+        """One step of all slots: tokens, columns [S] → states after the final norm [S, hidden], next tokens [S].
 
-        A slot that sits out has the dump column; rows beyond the slots fill up the products.
+        A slot that sits out has the dump column.
         """
         places = self.stack.places(columns[:, None], reach)
         hidden = self.stack(self.embed_tokens(tokens)[:, None], places, cache)[:, 0]

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.inference.batch_rows import batch_rows
 from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
 from services.reasoner.model import ReasonerModel
 
@@ -31,11 +30,11 @@ class TokenStep:
         self.model = model
         self.slot_count = slot_count
         self.cache = model.stack.cache(slots=slot_count, positions=context_length)
-        device, row_count = model.device, batch_rows(slot_count, model.device)
-        self.token = Mirror((row_count,), torch.int64, device)
+        device = model.device
+        self.token = Mirror((slot_count,), torch.int64, device)
         self.column = Mirror((slot_count,), torch.int64, device)
-        self._hidden = Mirror((row_count, model.config.stack.hidden_size), torch.float32, device)
-        self._next_token = Mirror((row_count,), torch.int64, device)
+        self._hidden = Mirror((slot_count, model.config.stack.hidden_size), torch.float32, device)
+        self._next_token = Mirror((slot_count,), torch.int64, device)
         capture: Capture[tuple[Tensor, Tensor]] | None = graph_capture(device)
         self._ladder = StepLadder(self._decode, capture)
         self._is_graphed = capture is not None
@@ -66,10 +65,9 @@ class TokenStep:
         return self._hidden.host, self._next_token.host
 
     def _decode(self, rung: TokenRung) -> tuple[Tensor, Tensor]:
-        rows = batch_rows(rung.slots, self.model.device)
-        cache = self.cache.rows(rung.slots)
+        rows = slice(rung.slots)
         hidden, following = self.model.decode(
-            self.token.tensor[:rows], self.column.tensor[: rung.slots], cache, rung.reach
+            self.token.tensor[rows], self.column.tensor[rows], self.cache.rows(rung.slots), rung.reach
         )
         return hidden.float(), following
 

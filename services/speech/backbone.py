@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from services.inference.product import Linear
 from services.inference.transformer import Transformer, TransformerConfig
 
 
@@ -12,7 +11,7 @@ class Backbone(nn.Module):
     def __init__(self, config: TransformerConfig, logit_count: int) -> None:
         super().__init__()
         self.stack = Transformer(config)
-        self.codebook0_head = Linear(config.hidden_size, logit_count)
+        self.codebook0_head = nn.Linear(config.hidden_size, logit_count, bias=False)
 
     def first_logits(self, hidden: Tensor, code_count: int) -> Tensor:
         """Logits of the codes that may be drawn: hidden [S, hidden] → [S, code_count] float32."""

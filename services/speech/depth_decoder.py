@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from services.inference.kv_cache import KvCache
-from services.inference.product import Linear, Product
 from services.inference.sampling import Draw, draw
 from services.inference.transformer import Places, Transformer, TransformerConfig
 
@@ -35,12 +34,12 @@ class DepthDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.stack = Transformer(config.stack)
-        self.projection = Linear(config.input_size, config.stack.hidden_size)
+        self.projection = nn.Linear(config.input_size, config.stack.hidden_size, bias=False)
         self.codebook_head = nn.Parameter(
             torch.empty(config.codebook_count - 1, config.stack.hidden_size, config.logit_count)
         )
-        self._heads = [Product() for _ in range(config.codebook_count - 1)]
-        self._offset = 1 if positions == "reference" else 0
+        # Input i is rotated by position i less this, but not below 0.
+        self.offset = 1 if positions == "reference" else 0
 
     def cache(self, slots: int) -> "DepthCache":
         """Room for one frame of every slot; it is overwritten frame by frame."""
@@ -49,7 +48,7 @@ class DepthDecoder(nn.Module):
             width = 2 if run == 0 else 1
             columns = torch.arange(column, column + width, device=self.codebook_head.device).expand(slots, width)
             column += width
-            runs.append(self.stack.places(columns, column, (columns - self._offset).clamp(min=0)))
+            runs.append(self.stack.places(columns, column, (columns - self.offset).clamp(min=0)))
         return DepthCache(self.stack.cache(slots=slots, positions=self.config.codebook_count), tuple(runs))
 
     def decode(
@@ -71,7 +70,7 @@ class DepthDecoder(nn.Module):
         inputs = torch.stack((hidden, code_embedding(first_codes)), dim=1)
         for codebook, places in enumerate(cache.runs, start=1):
             states = self.stack(self.projection(inputs), places, cache.kv)
-            logits = self._heads[codebook - 1](states[:, -1], self.codebook_head[codebook - 1].t(), None)
+            logits = states[:, -1] @ self.codebook_head[codebook - 1]
             ours = None if noise is None else noise[:, codebook]
             codes.append(draw(logits[:, :code_count].float(), how, ours))
             inputs = code_embedding(codes[-1] + codebook * self.config.logit_count)[:, None]

@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from services.inference.batch_rows import batch_rows
 from services.inference.prefill import Pieces, PrefillQueue, Progress, chunks
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
@@ -105,12 +104,12 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.prefill_chunk = batch_rows(prefill_chunk, model.device)
+        self.prefill_chunk = prefill_chunk
         self.step = FrameStep(model, slot_count=slot_count, context_length=context_length)
         self.voices = VoiceCache(voice_cache_bytes)
         self._voices_under_way: set[bytes] = set()
         self._prefilling = PrefillQueue[SpeechStream]()
-        self._largest_value = torch.finfo(model.dtype).max
+        self._largest_value = min(torch.finfo(model.dtype).max, torch.finfo(torch.float32).max)
 
     def transcript_ids(self, voice: Voice) -> list[int]:
         """Token ids of a voice's transcript; Refused when the voice leaves no room to speak. Any thread."""
@@ -221,7 +220,6 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         codes = step.run(
             [stream.slot for stream in speaking],
             highest=highest,
-            any_step=any(stream.step is not None for stream in speaking),
             largest_top_k=None if not drawing else 0 if 0 in drawing else max(drawing),
         ).tolist()
         for stream in speaking:

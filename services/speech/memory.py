@@ -2,8 +2,7 @@
 
 import torch
 
-from services.inference.batch_rows import batch_rows
-from services.inference.device import blank_modules
+from services.inference.device import blank_modules, is_compiled_for
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes, run_bytes
 from services.inference.memory_budget import MIB
 from services.inference.product import laid_out_bytes
@@ -30,9 +29,12 @@ class SpeechMemory:
         self._config = config
         self._device = device
         self._dtype = dtype
-        self._prefill_chunk = batch_rows(prefill_chunk, device)
+        self._prefill_chunk = prefill_chunk
         self._backbone = model.backbone.stack
-        self._depth_bytes = held_bytes(model.depth_decoder.cache(1))
+        depth = model.depth_decoder.cache(1)
+        self._depth_bytes = held_bytes(depth)
+        if is_compiled_for(device, dtype):
+            self._depth_bytes -= sum(held_bytes(places.sight) for places in depth.runs)
         self.weights_bytes = module_bytes(model) + laid_out_bytes(model, device, dtype)
         self.voice_cache_bytes = voice_cache_mib * MIB
 
@@ -42,7 +44,7 @@ class SpeechMemory:
 
     def workspace_bytes(self, slots: int, context_length: int) -> int:
         """A chunk of a voice prompt, a frame of every slot, and every slot's voice prompt."""
-        config, dtype, rows = self._config, self._dtype, batch_rows(slots, self._device)
+        config, dtype, rows = self._config, self._dtype, slots
         backbone, depth_decoder = config.backbone, config.depth_decoder
         chunk = run_bytes(backbone, rows=1, width=self._prefill_chunk, reach=context_length, dtype=dtype)
         # Both runs start with two positions a slot: what leads up to a step's token, the state and the first code.

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from services.inference.batch_rows import FEWEST_ROWS
 from services.inference.kv_cache import KvCache
 from services.inference.prefill import Chunk
 from services.inference.sampling import Draw, GumbelNoise, draw
@@ -48,12 +47,12 @@ def speech_config(backbone: dict[str, Any], depth_decoder: dict[str, Any], **num
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """What one frame step of all slots needs; every tensor has a row a slot, and what fills them up to R rows.
+    """What one frame step of all slots needs; every tensor has a row a slot.
 
-    previous [R, codebooks]: the frame spoken last. hidden [R, hidden], token [R]: the step that is fed, where
-    `has_step` [R] bool. columns [S, 3] int64: the cache columns where three positions go, of which the last predicts:
+    previous [S, codebooks]: the frame spoken last. hidden [S, hidden], token [S]: the step that is fed, where
+    `has_step` [S] bool. columns [S, 3] int64: the cache columns where three positions go, of which the last predicts:
     with a step the frame spoken last, the hidden state and the token, without one only the frame, as the last of the
-    three. The dump column: not there. frame [n]: the index of the frame to come, of the n rows that draw.
+    three. The dump column: not there. frame [S]: the index of the frame to come.
     """
 
     previous: Tensor
@@ -82,12 +81,6 @@ class SpeechModel(nn.Module):
         self.noise = GumbelNoise(config.codebook_count, config.code_count)
         self.first_rows: Tensor
         self.register_buffer("first_rows", torch.arange(config.codebook_count) * config.logit_count, persistent=False)
-
-    @property
-    def may_leave_out(self) -> bool:
-        """Whether a position's bits are the same alone as behind two others: its query heads make whole products."""
-        config = self.config.backbone
-        return self.device.type == "cpu" and config.heads // config.kv_heads >= FEWEST_ROWS
 
     @property
     def device(self) -> torch.device:
@@ -119,23 +112,13 @@ class SpeechModel(nn.Module):
         stack = self.backbone.stack
         stack(chunk.embeddings, stack.places(chunk.columns, chunk.reach), cache)
 
-    def next_frames(
-        self, inputs: FrameInputs, cache: KvCache, depth_cache: DepthCache, reach: int, *, any_step: bool
-    ) -> Tensor:
-        """One frame of every slot: the codes [R, codebooks] int64, NO_CODE where the backbone's state is not finite.
-
-        any_step: whether a slot is fed a step; False leaves out the two positions that lead up to its token, and makes
-        no difference to the one that predicts.
-        """
+    def next_frames(self, inputs: FrameInputs, cache: KvCache, depth_cache: DepthCache, reach: int) -> Tensor:
+        """One frame of every slot: the codes [S, codebooks] int64, NO_CODE where the backbone's state is not finite."""
         stack = self.backbone.stack
         spoken = self.embed_frames(inputs.previous)
         last = torch.where(inputs.has_step[:, None], self.text_embedding(inputs.token), spoken)
-        if any_step or not self.may_leave_out:
-            x = torch.stack((spoken, inputs.hidden.to(self.dtype), last), dim=1)
-        else:
-            x = last[:, None]
-        places = stack.places(inputs.columns[:, -x.shape[1] :], reach)
-        hidden = stack(x, places, cache)[:, -1]
+        x = torch.stack((spoken, inputs.hidden.to(self.dtype), last), dim=1)
+        hidden = stack(x, stack.places(inputs.columns, reach), cache)[:, -1]
         logits = self.backbone.first_logits(hidden, self.config.code_count)
         noise: Tensor | None = self.noise(inputs.how, inputs.frame)
         first = draw(logits, inputs.how, None if noise is None else noise[:, 0])

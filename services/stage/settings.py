@@ -43,14 +43,20 @@ class StageSettings(ServiceSettings):
     )
     queue_limit: int = Field(16, ge=0, le=10_000, description="streams that may wait for a slot; more are UNAVAILABLE")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of the model; the library's choice if unset"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of what torch computes, as encoders; if unset, its own choice. A step of a model on "
+        "a CPU takes one",
     )
 
 
 class TransformerStageSettings(StageSettings):
     """What a stage with an autoregressive model can be told besides."""
 
-    dtype: DtypeName = Field("auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU")
+    dtype: DtypeName = Field(
+        "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU, which has no other"
+    )
     context_length: int | None = Field(
         None,
         ge=16,

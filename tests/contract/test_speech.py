@@ -373,7 +373,7 @@ async def test_bad_input_is_refused_with_what_is_wrong(server: Server, name: str
     bad = BAD[name]
     kind = {StatusCode.CANCELLED: "cancelled", StatusCode.INTERNAL: "failed"}.get(bad.code, "invalid")
     before = server.ended(kind)
-    with gated(server.engine.model, "next_frames"):  # the reply may not be over before what is wrong comes
+    with gated(server.engine.step, "run"):  # the reply may not be over before what is wrong comes
         error = await failure(server, bad.requests, half_close=bad.code is StatusCode.CANCELLED)
     assert (error.code, error.reason) == (bad.code, bad.reason)
     assert bad.says in error.message
@@ -381,7 +381,7 @@ async def test_bad_input_is_refused_with_what_is_wrong(server: Server, name: str
 
 
 async def test_data_after_end_is_refused(server: Server) -> None:
-    with gated(server.engine.model, "next_frames"):
+    with gated(server.engine.step, "run"):
         error = await failure(server, [opening(), STEP, END, step(1)])
     assert (error.code, error.reason) == (INVALID, "DATA_AFTER_END")
 
@@ -404,7 +404,7 @@ async def test_a_refusal_names_the_field(server: Server) -> None:
         "no frame at most": "open.max_frame_count",
         "due in nan s": "open.due_seconds",
     }
-    with gated(server.engine.model, "next_frames"):
+    with gated(server.engine.step, "run"):
         assert {name: (await failure(server, BAD[name].requests)).field for name in wanted} == wanted
 
 
@@ -533,7 +533,7 @@ async def test_a_bug_is_internal_and_tells_no_secret(server: Server, monkeypatch
         raise RuntimeError("a secret of ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.engine.model, "next_frames", broken)
+        patch.setattr(server.engine.step, "run", broken)
         error = await failure(server, [opening(), STEP, END])
     assert (error.code, error.message) == (StatusCode.INTERNAL, "internal error")
 

@@ -14,9 +14,9 @@ from services.bench.__main__ import app
 
 SMALL = [
     "--frames",
-    "8",
+    "200",
     "--steps",
-    "3",
+    "100",
     "--rounds",
     "1",
     "--slots",
@@ -65,7 +65,7 @@ def test_a_run_prints_one_object(tmp_path: Path) -> None:
     assert set(report) == {"checkpoint", "device", "dtype", "threads", "clock", "shape", "tables", "values"}
     assert (report["checkpoint"], report["device"], report["dtype"]) == ("random:tiny", "cpu", "float32")
     assert (report["threads"], report["clock"]) == (1, "cpu")
-    assert report["shape"]["frame_count"] == 8
+    assert report["shape"]["frame_count"] == 200
     assert report["shape"]["slot_count"] == 2
     assert report["values"].keys() >= PROMISED
     assert all(math.isfinite(value) and value > 0 for value in report["values"].values())

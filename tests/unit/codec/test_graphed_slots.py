@@ -75,7 +75,6 @@ def test_slots_of_a_graph_are_heard_as_by_the_decoder_of_a_cpu(
     heard = hear(decoder, slot_count, replies)
     for ours, theirs in zip(heard, expected, strict=True):
         np.testing.assert_allclose(np.stack(ours), np.stack(theirs), atol=1e-5, rtol=0)
-    assert slot_count > 1 or equal(heard, expected)
 
 
 @pytest.mark.parametrize("slot_count", [1, 3])
@@ -93,7 +92,7 @@ def test_a_graph_stays_where_it_is(graphs: RecordedGraphs, mimi: MimiModel, repl
     state, mirrors = decoder._state, (decoder._codes, decoder._executed)
 
     def places() -> list[int]:
-        tensors = [state.positions, state.cache.entries, *state.edges, *(mirror.tensor for mirror in mirrors)]
+        tensors = [state.positions, state.cache.entries, state.edges, *(mirror.tensor for mirror in mirrors)]
         return [tensor.data_ptr() for tensor in tensors]
 
     before = places()

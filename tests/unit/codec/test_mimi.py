@@ -8,35 +8,10 @@ from transformers import MimiConfig, MimiModel
 
 from services.codec.mimi import DecodeState, StreamingDecoder, check_streamable, exact_float32
 from services.codec.model import Codec
+from tests.unit.codec.mimi_shapes import SHAPES
 
 TOLERANCE = 1e-4
 FRAMES = 24
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "grouped heads of odd width": {"num_key_value_heads": 2, "head_dim": 6, "sliding_window": 6},
-    "one key-value head, biases": {"num_key_value_heads": 1, "attention_bias": True, "num_hidden_layers": 3},
-    "residual layers": {"num_residual_layers": 2, "dilation_growth_rate": 3, "compress": 1, "residual_kernel_size": 5},
-    "edges repeated": {"pad_mode": "replicate"},
-    "shortcut convolutions": {"use_conv_shortcut": True, "kernel_size": 4, "last_kernel_size": 1},
-    "no projections": {"vector_quantization_hidden_dimension": 16, "codebook_dim": 16},
-    "two semantic codebooks": {"num_semantic_quantizers": 2, "num_quantizers": 5},
-    "a window of itself": {"sliding_window": 1},
-    "a window of one frame": {"sliding_window": 2},
-    "a window longer than the reply": {"sliding_window": 1000},
-    "three stages, dense upsampling": {"upsampling_ratios": [2, 5, 3], "upsample_groups": 1},
-    "four positions a frame": {"frame_rate": 100.0, "sliding_window": 7},
-    "llama3 rope": {
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 16,
-        }
-    },
-}
 
 
 def decode_at_once(mimi: MimiModel, codes: torch.Tensor) -> torch.Tensor:
@@ -55,7 +30,7 @@ def decode_streaming(decoder: StreamingDecoder, codes: torch.Tensor, slots: int 
 def tensors(state: DecodeState) -> list[torch.Tensor]:
     """All that a state remembers, slots first; the cache without its dump column."""
     cache = [tensor[..., :-1, :].transpose(0, 1) for tensor in (state.cache.keys, state.cache.values)]
-    return [state.positions, *cache, *state.edges]
+    return [state.positions, *cache, state.edges]
 
 
 @pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
@@ -141,12 +116,12 @@ def test_reset_makes_only_the_chosen_slots_new(make_mimi, random_codes) -> None:
 def test_the_step_allocates_no_state(make_mimi, random_codes) -> None:
     decoder = StreamingDecoder(make_mimi(), 4)
     state = decoder.new_state(2)
-    addresses = [tensor.data_ptr() for tensor in (state.positions, state.cache.keys, state.cache.values, *state.edges)]
+    addresses = [tensor.data_ptr() for tensor in (state.positions, state.cache.keys, state.cache.values, state.edges)]
     with exact_float32():
         for frame in random_codes(Codec(make_mimi(), 4), 3):
             decoder.decode_step(state, frame.expand(2, -1), torch.ones(2, dtype=torch.bool))
     assert addresses == [
-        tensor.data_ptr() for tensor in (state.positions, state.cache.keys, state.cache.values, *state.edges)
+        tensor.data_ptr() for tensor in (state.positions, state.cache.keys, state.cache.values, state.edges)
     ]
 
 
@@ -169,6 +144,8 @@ def test_the_step_reads_no_tensor_value_on_the_host(make_mimi) -> None:
         ({"audio_channels": 2}, "audio_channels"),
         ({"frame_rate": 400.0}, "without upsampling"),
         ({"sliding_window": 0}, "sliding_window"),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused_by_name(settings, said: str) -> None:

@@ -25,9 +25,13 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_precision_is_the_devices_unless_named() -> None:
     assert resolve_dtype("auto", CPU) is torch.float32
     assert resolve_dtype("auto", CUDA) is torch.bfloat16
-    for device in (CPU, CUDA):
-        assert resolve_dtype("float32", device) is torch.float32
-        assert resolve_dtype("bfloat16", device) is torch.bfloat16
+    assert resolve_dtype("float32", CPU) is resolve_dtype("float32", CUDA) is torch.float32
+    assert resolve_dtype("bfloat16", CUDA) is torch.bfloat16
+
+
+def test_a_cpu_computes_in_float32_alone() -> None:
+    with pytest.raises(ValueError, match="dtype is 'bfloat16', but a CPU computes in float32; expected"):
+        resolve_dtype("bfloat16", CPU)
 
 
 def test_blank_modules_have_the_dtype_and_leave_the_default_alone() -> None:

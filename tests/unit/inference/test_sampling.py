@@ -171,7 +171,7 @@ def test_a_codebooks_noise_does_not_depend_on_how_many_codebooks_or_codes_there_
         assert fewer.equal(most[:, :codebook_count, :code_count])
 
 
-@pytest.mark.parametrize("ranked", [50, 51, 64, 300, 301, 4096])
+@pytest.mark.parametrize("ranked", [50, 51, 64, 300])
 def test_ranking_more_than_is_needed_changes_no_draw(ranked: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(400, 300, generator=generator).mul_(4).round_()  # with many ties

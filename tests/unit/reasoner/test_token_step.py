@@ -1,6 +1,7 @@
 """The token step as one graph: it equals the plain step, and nothing is captured once it is warm."""
 
 import asyncio
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,6 +35,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> RecordedGraphs:
     return recorded
 
 
+@pytest.fixture(scope="module")
+def exact_model(reasoner_model: ReasonerModel) -> ReasonerModel:
+    """In float64, where torch runs the step on a CPU as it does on CUDA."""
+    return copy.deepcopy(reasoner_model).double()
+
+
 async def write(engine: ReasonerEngine, turns: list[Turn], limit: int | None) -> Steps:
     stream = ReasonerStream(limit)
     async with engine.open(stream):
@@ -47,6 +54,7 @@ async def write(engine: ReasonerEngine, turns: list[Turn], limit: int | None) ->
 @pytest.mark.parametrize("slot_count", [1, 3])
 async def test_replies_of_graphs_equal_plain_ones_and_a_warm_engine_captures_nothing(
     new_reasoner_engine: Callable[..., ReasonerEngine],
+    exact_model: ReasonerModel,
     golden_cases: dict[str, GoldenCase],
     request: pytest.FixtureRequest,
     slot_count: int,
@@ -61,10 +69,10 @@ async def test_replies_of_graphs_equal_plain_ones_and_a_warm_engine_captures_not
         return await asyncio.gather(last, *(write(engine, turns, 7) for turns in [*prompts, *prompts]))
 
     shape = {"slot_count": slot_count, "context_length": CONTEXT, "queue_limit": 20}
-    async with started(new_reasoner_engine(**shape)) as engine:
+    async with started(new_reasoner_engine(exact_model, **shape)) as engine:
         expected = await write_all(engine)
     graphs: RecordedGraphs = request.getfixturevalue("graphs")
-    async with started(new_reasoner_engine(**shape)) as engine:
+    async with started(new_reasoner_engine(exact_model, **shape)) as engine:
         await engine.call(engine.warm)
         assert graphs.count == 2
         graphs.closed = True
@@ -105,9 +113,9 @@ class NotedLadder:
         return torch.zeros((rung.slots, self._hidden_size)), torch.zeros(rung.slots, dtype=torch.int64)
 
 
-def test_a_step_stays_where_it_is(graphs: RecordedGraphs, reasoner_model: ReasonerModel) -> None:
+def test_a_step_stays_where_it_is(graphs: RecordedGraphs, exact_model: ReasonerModel) -> None:
     """A graph has the addresses of the capture in it."""
-    step = TokenStep(reasoner_model, slot_count=3, context_length=600)
+    step = TokenStep(exact_model, slot_count=3, context_length=600)
     step.warm()
     assert graphs.count == 2
 
@@ -126,8 +134,8 @@ def test_a_step_stays_where_it_is(graphs: RecordedGraphs, reasoner_model: Reason
     assert places() == before
 
 
-def test_a_warm_step_leaves_what_slots_hold(graphs: RecordedGraphs, reasoner_model: ReasonerModel) -> None:
-    step = TokenStep(reasoner_model, slot_count=2, context_length=600)
+def test_a_warm_step_leaves_what_slots_hold(graphs: RecordedGraphs, exact_model: ReasonerModel) -> None:
+    step = TokenStep(exact_model, slot_count=2, context_length=600)
     step.cache.entries.normal_(generator=torch.Generator().manual_seed(0))
     kept = step.cache.entries[..., : step.cache.dump, :].clone()
     step.warm()

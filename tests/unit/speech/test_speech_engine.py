@@ -492,9 +492,9 @@ async def test_an_error_in_a_round_fails_its_replies_and_the_engine_goes_on(
         raise RuntimeError("the device is lost")
 
     async with started(engine):
-        for step in ("prefill", "next_frames"):
+        for owner, step in ((engine.model, "prefill"), (engine.step, "run")):
             with monkeypatch.context() as patch:
-                patch.setattr(engine.model, step, broken)
+                patch.setattr(owner, step, broken)
                 with pytest.raises(RuntimeError, match="the device is lost"):
                     await speak_case(engine, case)
             await until_idle(engine)
@@ -506,7 +506,7 @@ async def test_a_voice_that_can_not_be_read_fails_its_own_reply_alone(
 ) -> None:
     engine, case = new_speech_engine(), golden_cases["length_limit"]
     async with started(engine):
-        with gated(engine.model, "next_frames") as gate:
+        with gated(engine.step, "run") as gate:
             speaking = asyncio.create_task(speak_case(engine, case))
             await gate.reached()
             unlucky = SpeechStream(SHORT_VOICE, GREEDY)

@@ -56,7 +56,7 @@ async def test_a_long_voice_never_keeps_others_waiting_for_more_than_a_chunk(
 ) -> None:
     async with started(new_speech_engine(slot_count=3, prefill_chunk=8)) as engine:
         done = noted(engine, monkeypatch)
-        with gated(engine.model, "next_frames", at_call=3) as gate:
+        with gated(engine.step, "run", at_call=3) as gate:
             speaking = asyncio.create_task(speak(engine, new_stream(engine, Voice("Hi.", CODES[:2]), 50)))
             await gate.reached()
             long = [new_stream(engine, Voice("Hi.", CODES[start:]), 1) for start in (0, 1)]
@@ -75,7 +75,7 @@ async def test_who_is_due_first_has_every_other_chunk(
 ) -> None:
     async with started(new_speech_engine(slot_count=4, prefill_chunk=8)) as engine:
         done = noted(engine, monkeypatch)
-        with gated(engine.model, "next_frames", at_call=1) as gate:
+        with gated(engine.step, "run", at_call=1) as gate:
             speaking = asyncio.create_task(speak(engine, new_stream(engine, Voice("Hi.", CODES[:2]), 1)))
             await gate.reached()
             streams = [

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from services.codec import __main__ as codec
+from services.codec.compiled_weights import compiled_bytes
 from services.codec.engine import DecodeStream
 from services.codec.memory import CodecMemory
 from services.codec.mimi import DecodeState
@@ -96,13 +97,13 @@ def test_the_codecs_bytes_are_those_of_its_tensors() -> None:
     engine, plan = built("codec")
     engine.warm()
     states = [thing for thing in gc.get_objects() if type(thing) is DecodeState and id(thing) not in before]
-    tensors = [tensor for state in states for tensor in (state.positions, state.cache.entries, *state.edges)]
+    tensors = [tensor for state in states for tensor in (state.positions, state.cache.entries, state.edges)]
     held = sum(tensor.nbytes for tensor in {id(t): t for t in tensors if t._base is None}.values())
     assert plan["slots"] == engine.slot_count == 3
     assert plan["slots"] * plan["slot_bytes"] == held
     modules = module_bytes(engine.codec.mimi, engine.codec._decoder)
     codebooks = [codebook._embed for codebook in engine.codec.mimi.modules() if hasattr(codebook, "_embed")]
-    modules += laid_out_bytes(engine.codec._decoder, engine.codec.device, torch.float32)
+    modules += compiled_bytes(engine.codec._decoder)
     assert plan["weights_bytes"] == modules + sum(vectors.nbytes for vectors in codebooks if vectors is not None)
 
 

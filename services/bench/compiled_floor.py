@@ -1,0 +1,43 @@
+"""The products of a step in compiled code, one after another in one call: as the step itself has them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from services.inference.cpu.compilation import compiled
+from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply
+from services.inference.cpu.stack import Ints
+
+
+class CompiledProducts:
+    """Runs products, each (rows, matrix [outputs, inputs]); matrices that are the same are kept once."""
+
+    def __init__(self, products: Sequence[tuple[int, Tensor]]) -> None:
+        places: dict[tuple[int, tuple[int, ...]], int] = {}
+        pieces, end, sizes = [], 0, []
+        for rows, matrix in products:
+            key = (matrix.data_ptr(), tuple(matrix.shape))
+            if key not in places:
+                pieces.append(laid_out(matrix.detach().numpy()))
+                places[key] = end
+                end += len(pieces[-1])
+            outputs, inputs = matrix.shape
+            sizes.append((rows, inputs, outputs, places[key]))
+        self._sizes = np.array(sizes)
+        self._weights = np.concatenate(pieces)
+        chance = np.random.default_rng(0)
+        self._x = chance.normal(size=max(rows * inputs for rows, inputs, _, _ in sizes)).astype(np.float32)
+        self._y = np.empty(max(rows * in_blocks(outputs) for rows, _, outputs, _ in sizes), np.float32)
+        self._bias = np.zeros(max(in_blocks(outputs) for _, _, outputs, _ in sizes), np.float32)
+
+    def __call__(self) -> None:
+        run_products(self._sizes, self._weights, self._bias, self._x, self._y)
+
+
+@compiled
+def run_products(sizes: Ints, weights: Floats, bias: Floats, x: Floats, y: Floats) -> None:
+    """sizes [products, 4]: rows, inputs, outputs, and where the product's weight begins."""
+    for index in range(len(sizes)):
+        rows, inputs, outputs, place = sizes[index]
+        multiply(x, 0, inputs, rows, inputs, weights, place, bias, 0, outputs, y, 0, in_blocks(outputs), False)

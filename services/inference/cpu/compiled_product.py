@@ -1,0 +1,36 @@
+"""A weight as compiled code reads it, and the product with it."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from services.inference.cpu.product import BLOCK, in_blocks, laid_out, multiply, padded
+
+
+class CompiledProduct:
+    """Multiplies by one weight [outputs, inputs] on a CPU in float32, of which it has a copy laid out for reading."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._outputs, self._inputs = weight.shape
+        self._weight = laid_out(weight.detach().numpy())
+        self._bias = padded(np.zeros(self._outputs, np.float32) if bias is None else bias.detach().numpy())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., inputs] → [..., outputs]."""
+        rows = x.reshape(-1, self._inputs).numpy()
+        width = in_blocks(self._outputs)
+        product = np.empty((len(rows), width), np.float32)
+        multiply(
+            rows.reshape(-1), 0, self._inputs, len(rows), self._inputs, self._weight, 0, self._bias, 0, self._outputs,
+            product.reshape(-1), 0, width, False,
+        )  # fmt: skip
+        return torch.from_numpy(product)[:, : self._outputs].view(*x.shape[:-1], self._outputs)
+
+
+def laid_out_count(module: nn.Module) -> int:
+    """At most how many numbers compiled code holds of a module, once it has run."""
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    layers = {id(part.weight): part for part in module.modules() if isinstance(part, nn.Linear)}
+    others = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in tables | layers.keys()}
+    count = sum((part.in_features + 1) * in_blocks(part.out_features) for part in layers.values())
+    return count + sum(max(tensor.numel(), BLOCK) for tensor in others.values())

@@ -1,0 +1,252 @@
+"""A transformer stack in compiled code: any positions of any slots in one call.
+
+A position's result is the same bits whatever runs beside it and however its prompt was cut: every number of it is
+computed from its own row and its slot's cache alone, always in the same order.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inference.cpu.compilation import compiled
+from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply, padded
+from services.inference.cpu.vectors import LANES, exp, fma, greater, largest, load, splat, store, total, totals
+
+Ints = NDArray[np.int64]
+
+
+class StackShape(NamedTuple):
+    """A stack's numbers, and where its parts lie in its flat array of weights: those of layer 0, then of layer 1, ….
+
+    The final norm lies behind the last layer.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    epsilon: float
+    qkv: int
+    qkv_bias: int
+    output: int
+    output_bias: int
+    mlp_norm: int
+    gate_up: int
+    gate_up_bias: int
+    down: int
+    down_bias: int
+    layer: int
+
+
+class LayerWeights(NamedTuple):
+    """What a layer multiplies with; the products [outputs, inputs], a bias of zeros where there is none."""
+
+    attention_norm: Floats
+    qkv: Floats
+    qkv_bias: Floats
+    output: Floats
+    output_bias: Floats
+    mlp_norm: Floats
+    gate_up: Floats
+    gate_up_bias: Floats
+    down: Floats
+    down_bias: Floats
+
+
+def flat_weights(layers: list[LayerWeights], final_norm: Floats) -> tuple[Floats, dict[str, int]]:
+    """The weights as `run` reads them, and where the parts of layer 0 begin."""
+    pieces: list[Floats] = []
+    places: dict[str, int] = {}
+    for weights in layers:
+        begin = 0
+        for name, tensor in weights._asdict().items():
+            piece = laid_out(tensor) if tensor.ndim == 2 else padded(tensor)
+            pieces.append(piece)
+            places[name] = begin
+            begin += len(piece)
+        places["layer"] = begin
+    del places["attention_norm"]
+    return np.concatenate([*pieces, padded(final_norm)]), places
+
+
+@compiled
+def run(
+    x: Floats, slots: Ints, columns: Ints, positions: Ints,
+    entries: Floats, slot_count: int, column_count: int,
+    shape: StackShape, weights: Floats, turns: Floats,
+) -> None:  # fmt: skip
+    """Runs positions through all layers and keeps their keys and values; x becomes the states after the final norm.
+
+    x: rows of `hidden`, in whole blocks, flat. slots, columns, positions [rows]: where each row's keys and values go,
+    and what it is rotated by; it sees its slot's columns up to its own. entries: `KvCache.entries`, flat. turns:
+    `turn_table`, flat.
+    """
+    rows, width = len(slots), in_blocks(shape.hidden)
+    query_width, head_dim = shape.heads * shape.head_dim, shape.head_dim
+    joined_width = in_blocks(query_width + 2 * shape.kv_heads * head_dim)
+    seen_width, gated_width, inner_width = in_blocks(query_width), in_blocks(2 * shape.inner), in_blocks(shape.inner)
+    normed, joined = np.empty(rows * width, np.float32), np.empty(rows * joined_width, np.float32)
+    seen, gated = np.empty(rows * seen_width, np.float32), np.empty(rows * gated_width, np.float32)
+    inner, scores = np.empty(rows * inner_width, np.float32), np.empty(score_room(columns.max() + 1), np.float32)
+    head_stride = column_count * head_dim
+    slot_stride = 2 * shape.kv_heads * head_stride
+    for index in range(shape.layers):
+        base = index * shape.layer
+        for row in range(rows):
+            rms_norm(x, row * width, shape.hidden, weights, base, shape.epsilon, normed)
+        multiply(
+            normed, 0, width, rows, shape.hidden, weights, base + shape.qkv, weights, base + shape.qkv_bias,
+            joined_width, joined, 0, joined_width, False,
+        )  # fmt: skip
+        for row in range(rows):
+            place = (index * slot_count + slots[row]) * slot_stride + columns[row] * head_dim
+            turn_and_keep(joined, row * joined_width, shape, turns, positions[row], entries, place, head_stride)
+        for row in range(rows):
+            place = (index * slot_count + slots[row]) * slot_stride
+            for head in range(shape.heads):
+                keys = place + head * shape.kv_heads // shape.heads * head_stride
+                attend(
+                    joined, row * joined_width + head * head_dim, head_dim, entries, keys,
+                    keys + shape.kv_heads * head_stride, 0, columns[row] + 1, column_count, scores,
+                    seen, row * seen_width + head * head_dim,
+                )  # fmt: skip
+        multiply(
+            seen, 0, seen_width, rows, query_width, weights, base + shape.output, weights, base + shape.output_bias,
+            width, x, 0, width, True,
+        )  # fmt: skip
+        for row in range(rows):
+            rms_norm(x, row * width, shape.hidden, weights, base + shape.mlp_norm, shape.epsilon, normed)
+        multiply(
+            normed, 0, width, rows, shape.hidden, weights, base + shape.gate_up, weights, base + shape.gate_up_bias,
+            gated_width, gated, 0, gated_width, False,
+        )  # fmt: skip
+        for row in range(rows):
+            _gate(gated, row * gated_width, shape.inner, inner, row * inner_width)
+        multiply(
+            inner, 0, inner_width, rows, shape.inner, weights, base + shape.down, weights, base + shape.down_bias,
+            width, x, 0, width, True,
+        )  # fmt: skip
+    for row in range(rows):
+        rms_norm(x, row * width, shape.hidden, weights, shape.layers * shape.layer, shape.epsilon, x)
+
+
+@compiled
+def rms_norm(x: Floats, x0: int, width: int, weight: Floats, w0: int, epsilon: float, y: Floats) -> None:
+    """The `width` numbers of x from x0 on over the root of the mean of their squares, times a weight, into y's x0."""
+    squares = splat(np.float32(0))
+    for k in range(0, width, LANES):
+        part = load(x, x0 + k)
+        squares = fma(part, part, squares)
+    scale = splat(np.float32(1 / math.sqrt(total(squares) / width + epsilon)))
+    for k in range(0, width, LANES):
+        store(y, x0 + k, load(x, x0 + k) * scale * load(weight, w0 + k))
+
+
+@compiled
+def turn_and_keep(
+    joined: Floats, j0: int, shape: StackShape, turns: Floats, position: int, entries: Floats, place: int, stride: int
+) -> None:
+    """Rotates a row's queries where they lie, and its keys into the cache, where its values go as they are."""
+    head_dim, half = shape.head_dim, shape.head_dim // 2
+    cosine, sine = position * head_dim, position * head_dim + half
+    for head in range(shape.heads + shape.kv_heads):
+        source = j0 + head * head_dim
+        kept = head >= shape.heads
+        target = place + (head - shape.heads) * stride
+        for k in range(half):
+            first, second = joined[source + k], joined[source + half + k]
+            turned_first = first * turns[cosine + k] - second * turns[sine + k]
+            turned_second = second * turns[cosine + k] + first * turns[sine + k]
+            if kept:
+                entries[target + k], entries[target + half + k] = turned_first, turned_second
+            else:
+                joined[source + k], joined[source + half + k] = turned_first, turned_second
+    for head in range(shape.kv_heads):
+        source = j0 + (shape.heads + shape.kv_heads + head) * head_dim
+        target = place + (shape.kv_heads + head) * stride
+        for k in range(head_dim):
+            entries[target + k] = joined[source + k]
+
+
+@compiled
+def attend(
+    query: Floats, q0: int, head_dim: int, entries: Floats, keys: int, values: int, first: int, count: int, ring: int,
+    scores: Floats, seen: Floats, s0: int,
+) -> None:  # fmt: skip
+    """What one query sees in `count` columns of a head: the softmax of its products with the keys, times the values.
+
+    keys, values: where the columns begin in `entries`, `ring` of them: behind the last, column 0 follows. The query
+    sees those from `first` on, always in this order. scores: `score_room` for `count`.
+    """
+    scale = np.float32(1 / math.sqrt(head_dim))
+    whole = head_dim - head_dim % LANES
+    last, products, begin = (ring - 1) * head_dim, count + LANES, first * head_dim
+    for index in range(0, count, LANES):
+        column = begin
+        for k in range(0, whole, LANES):
+            part, column = load(query, q0 + k), begin
+            for place in range(products, products + min(LANES, count - index) * LANES, LANES):
+                key = load(entries, keys + column + k)
+                store(scores, place, part * key if k == 0 else fma(part, key, load(scores, place)))
+                column = column + head_dim if column < last else 0
+        begin = column
+        store(scores, index, totals(scores, products))
+    for k in range(whole, head_dim):
+        column = first * head_dim
+        for index in range(count):
+            before = np.float32(0) if k == 0 else scores[index]
+            scores[index] = before + query[q0 + k] * entries[keys + column + k]
+            column = column + head_dim if column < last else 0
+    store(scores, count, splat(np.float32(-np.inf)))
+    highest = load(scores, 0)
+    for index in range(LANES, count, LANES):
+        highest = greater(highest, load(scores, index))
+    highest = splat(largest(highest))
+    # Behind the last column is nearly nothing, 1e-38, of which the sum, at least 1, keeps no bit.
+    weights = splat(np.float32(0))
+    for index in range(0, count, LANES):
+        part = exp((load(scores, index) - highest) * splat(scale))
+        store(scores, index, part)
+        weights = weights + part
+    share = np.float32(1) / total(weights)
+    for k in range(0, whole, LANES):
+        column, zero = first * head_dim, splat(np.float32(0))
+        one, two, three, four = zero, zero, zero, zero
+        for index in range(0, count - count % 4, 4):
+            one = fma(splat(scores[index]), load(entries, values + column + k), one)
+            column = column + head_dim if column < last else 0
+            two = fma(splat(scores[index + 1]), load(entries, values + column + k), two)
+            column = column + head_dim if column < last else 0
+            three = fma(splat(scores[index + 2]), load(entries, values + column + k), three)
+            column = column + head_dim if column < last else 0
+            four = fma(splat(scores[index + 3]), load(entries, values + column + k), four)
+            column = column + head_dim if column < last else 0
+        for index in range(count - count % 4, count):
+            one = fma(splat(scores[index]), load(entries, values + column + k), one)
+            column = column + head_dim if column < last else 0
+        store(seen, s0 + k, ((one + two) + (three + four)) * splat(share))
+    for k in range(whole, head_dim):
+        column, sum_ = first * head_dim, np.float32(0)
+        for index in range(count):
+            sum_ += scores[index] * entries[values + column + k]
+            column = column + head_dim if column < last else 0
+        seen[s0 + k] = sum_ * share
+
+
+@compiled
+def score_room(count: int) -> int:
+    """Numbers that `attend` needs for so many columns: a score each, a vector behind them, and a vector's products."""
+    return count + LANES + LANES * LANES
+
+
+@compiled
+def _gate(gated: Floats, g0: int, inner: int, y: Floats, y0: int) -> None:
+    """silu(gate) * up, where gate and up lie one behind the other."""
+    one, zero = splat(np.float32(1)), splat(np.float32(0))
+    for k in range(0, inner, LANES):
+        gate = load(gated, g0 + k)
+        store(y, y0 + k, gate / (one + exp(zero - gate)) * load(gated, g0 + inner + k))
