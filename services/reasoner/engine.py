@@ -1,23 +1,23 @@
 """Schedules the reasoner's slots: one piece of a prefill and one token of every reply, in turn."""
 
-import hashlib
-import secrets
-from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from services.inference.batch_rows import batch_rows
 from services.inference.prefill import Pieces, PrefillQueue, Progress, chunks
-from services.inference.prefixes import Identities, KeptPrefixes, identities
-from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
-from services.inference.tokenizer import SpecialTokenInText, TextStream, Tokenizer
+from services.inference.prefixes import Identities, KeptPrefixes, common_length
+from services.inference.slots import NotFinite, SlotEngine, Stream
+from services.inference.tokenizer import TextStream, Tokenizer
 from services.reasoner.features import MelFeatures
-from services.reasoner.model import ReasonerModel, audio_token_count
-from services.reasoner.prompt import Clip, Prompt, Turn, assemble
+from services.reasoner.heard_clip import HeardClip
+from services.reasoner.known_clips import KnownClips
+from services.reasoner.live_prompt import Input, LivePrompt, PlacedBlock
+from services.reasoner.model import ReasonerModel
+from services.reasoner.prompt import Prompt
 from services.reasoner.token_step import TokenStep
 
 
@@ -33,24 +33,36 @@ class ReasonerStep:
 
 
 @dataclass(eq=False)
-class ReasonerStream(Stream[list[Turn], ReasonerStep]):
-    """One reply's text. Its one input is the conversation; `resumed` are tokens that were sent by another replica."""
+class ReasonerStream(Stream[Input, ReasonerStep]):
+    """One reply's text. Its inputs are the conversation as it comes, complete at `end`.
+
+    `resumed` are tokens that were sent by another replica.
+    """
 
     max_step_count: int | None = None
     resumed: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
+        # While the prompt is read: what is known of it; then what it was.
+        self.reading: LivePrompt | None = None
         self.prompt: Prompt | None = None
+        self.is_in_queue = False
         self.finish_reason: Literal["stop", "length"] = "stop"
         self.step_count = 0
+        # Positions that are run: of the prompt, then of the reply.
         self.column = 0
         self.token = 0
         self.decoding = False
         self.text: TextStream | None = None
-        self.has_prompt = False
         # Positions of the prompt that another stream had left.
         self.found_count = 0
+        # What the positions up to `column` are the first of.
+        self.places: Identities | None = None
+        # Blocks of the turn's sound; encodings of blocks, history's among them, and those that were done again.
+        self.turn_block_count = 0
+        self.encoded_block_count = 0
+        self.redone_block_count = 0
 
 
 class ReasonerEngine(SlotEngine[ReasonerStream]):
@@ -72,11 +84,10 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         self.tokenizer = tokenizer
         self.features = features
         self.context_length = context_length
-        self.prefill_chunk = batch_rows(prefill_chunk, model.device)
+        self.prefill_chunk = prefill_chunk
         self.step = TokenStep(model, slot_count=slot_count, context_length=context_length)
         self.kept = KeptPrefixes(slot_count)
-        # Nobody outside can make sounds that pass for others'.
-        self._clip_key = secrets.token_bytes(16)
+        self._new_clip = partial(HeardClip, features, model.config.mel_block, KnownClips())
         self._prefilling = PrefillQueue[ReasonerStream]()
 
     @torch.inference_mode()
@@ -92,95 +103,121 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
 
     def join(self, stream: ReasonerStream) -> None:
         """A slot needs no preparation: what an earlier stream left in it is never seen."""
+        audio_token_id = self.model.config.audio_token_id
+        stream.reading = LivePrompt(self.tokenizer, self._new_clip, audio_token_id, self.context_length)
 
     def leave(self, stream: ReasonerStream) -> None:
-        """Drops a prefill that is under way."""
+        """Drops a prefill that is under way; what it has done already can be found by others."""
         self._prefilling.drop(stream)
 
     @torch.inference_mode()
     def advance(self) -> bool:
-        """One piece of the oldest prefill, then one token of every reply that is being written."""
+        """One piece of a prefill, then one token of every reply that is being written."""
         for stream in self.streams.values():
-            if stream.inbox and not stream.has_prompt and not stream.done:
-                stream.has_prompt = True
-                self._prefilling.add(stream, self._prefill(stream, stream.take()))
-        if complete := self._prefilling.advance():
-            complete.decoding = True
+            if stream.reading is not None and not stream.done:
+                self._listen(stream, stream.reading)
+        self._prefilling.advance()
         writing = [s for s in self.streams.values() if s.decoding and not s.done and s.writable]
         if writing:
             self._decode(writing)
         return bool(self._prefilling or writing)
 
-    def _prefill(self, stream: ReasonerStream, turns: list[Turn]) -> Pieces:
-        """Reads the conversation and emits the first step; yields between pieces of bounded work.
+    def _listen(self, stream: ReasonerStream, reading: LivePrompt) -> None:
+        """Takes what has come; where it is enough to do something, that is queued."""
+        # `ended` first: what was sent before it is in the inbox.
+        ended = stream.ended
+        while stream.inbox:
+            reading.take(stream.take())
+        if ended and not reading.is_complete:
+            reading.complete()
+        if reading.is_behind and not stream.is_in_queue:
+            stream.is_in_queue = True
+            self._prefilling.add(stream, self._prefill(stream, reading))
 
-        What a slot still holds of a prompt that began alike is copied. The rest is run, at least the last position,
-        whose state gives the first step.
-        """
-        prompt = self._assemble(turns)
-        stream.prompt = prompt
-        stream.text = self.tokenizer.text_stream()
-        yield Progress.WORKED
-        places = self._identities(prompt)
-        donor, common = self.kept.longest(places)
-        found = min(common, len(places) - 1)
-        self.kept.forget(stream.slot)
-        self.step.cache.copy(donor, stream.slot, found)
-        stream.found_count = found
-        embeddings = yield from self._embed(prompt, found)
-        hidden = embeddings[:1]
-        for chunk in chunks(embeddings, self.prefill_chunk, self.step.cache, found):
+    def _prefill(self, stream: ReasonerStream, reading: LivePrompt) -> Pieces:
+        """Runs the positions that are known, and when these are all emits the first step; yields between pieces of
+        bounded work."""
+        while True:
+            while not reading.is_complete and self._are_awaited:
+                yield Progress.WAITED
+            if not reading.hear():
+                places = reading.places()
+                if places is not stream.places:
+                    self._find(stream, places, is_complete=reading.is_complete)
+                if stream.column == len(places):
+                    break
+                end = min(stream.column + self.prefill_chunk, len(places))
+                missing = (it for it in reading.blocks(stream.column, end) if it.block.embeddings is None)
+                if placed := next(missing, None):
+                    self._encode(stream, placed)
+                else:
+                    hidden = self._run(stream, places, end)
+                    if reading.is_complete and end == len(places):
+                        self._begin_reply(stream, reading, hidden)
+                        return
             yield Progress.WORKED
-            hidden = self.model.prefill(chunk, self.step.cache.slot(stream.slot))
-        stream.column = len(places)
-        self.kept.keep(stream.slot, places)
-        tokens = self.model.next_token(hidden)
-        self._emit(stream, int(tokens[0]), hidden[0].float().cpu().numpy())
+        reading.rest()
+        stream.is_in_queue = False
 
-    def _embed(self, prompt: Prompt, first: int) -> Generator[Progress, None, Tensor]:
-        """Embeddings of a prompt's positions from `first` on, [n, hidden]; a block of sound at a time."""
-        ids = torch.tensor(prompt.token_ids, device=self.model.device)
+    @property
+    def _are_awaited(self) -> bool:
+        """Whether there are prompts to be read that are complete: one that is not keeps none of them waiting."""
+        others = (stream.reading for stream in self.streams.values() if not stream.done)
+        return any(reading is not None and reading.is_complete for reading in others)
+
+    def _find(self, stream: ReasonerStream, places: Identities, *, is_complete: bool) -> None:
+        """Goes back to where the slot holds something else than these positions, or on to as many as any slot holds.
+
+        Of a prompt that is complete at least the last position is run, whose state gives the first step.
+        """
+        own = 0 if stream.places is None else common_length(stream.places[: stream.column], places)
+        donor, common = self.kept.longest(places, stream.slot)
+        common = min(common, len(places) - is_complete)
+        if donor != stream.slot:
+            self.kept.forget(stream.slot)
+            self.step.cache.copy(donor, stream.slot, common)
+            self.kept.keep(stream.slot, places[:common])
+        stream.found_count = min(min(stream.found_count, own) + max(common - own, 0), common)
+        stream.places, stream.column = places, common
+
+    def _encode(self, stream: ReasonerStream, placed: PlacedBlock) -> None:
+        """Encodes a block of sound, or computes features where they were not needed so far."""
+        clip, block = placed.clip, placed.block
+        if clip.advance():
+            return
+        block.embeddings = self.model.encode_block(clip.features(block).to(self.model.device))
+        block.encoding_count += 1
+        stream.encoded_block_count += 1
+        stream.redone_block_count += block.encoding_count > 1
+
+    def _run(self, stream: ReasonerStream, places: Identities, end: int) -> Tensor:
+        """Prefills a chunk, from the stream's column to `end` → the state at its last position, [1, hidden]."""
+        first, cache = stream.column, self.step.cache
+        assert stream.reading is not None
+        ids = torch.from_numpy(np.maximum(places[first:end], 0)).to(self.model.device)
         embeddings = self.model.embed_tokens(ids)
-        for clip, (start, end) in zip(prompt.clips, prompt.clip_spans, strict=True):
-            if end <= first:
-                continue
-            mel = self.features.extract(clip.samples)
-            if not mel.isfinite().all():
-                # In the cache it would spoil every later reply of the slot: a mask does not hide what is no number.
-                raise Refused("the sound is too loud: its power is beyond float32; full scale is 1.0")
-            blocks = []
-            for block in mel.to(self.model.device).split(self.model.config.mel_block, dim=1):
-                blocks.append(self.model.encode_block(block))
-                yield Progress.WORKED
-            embeddings[start:end] = torch.cat(blocks).to(embeddings.dtype)
-        return embeddings[first:]
+        for placed in stream.reading.blocks(first, end):
+            encoded, begin = placed.block.embeddings, placed.position
+            assert encoded is not None
+            low, high = max(begin, first), min(begin + len(encoded), end)
+            embeddings[low - first : high - first] = encoded[low - begin : high - begin].to(embeddings.dtype)
+        (chunk,) = chunks(embeddings, self.prefill_chunk, cache, first)
+        self.kept.keep(stream.slot, places[:first])
+        try:
+            hidden = self.model.prefill(chunk, cache.slot(stream.slot))
+        except Exception:
+            self.kept.forget(stream.slot)
+            raise
+        self.kept.keep(stream.slot, places[:end])
+        stream.column = end
+        return hidden
 
-    def _identities(self, prompt: Prompt) -> Identities:
-        """A position of a clip is its place in that clip's sound, which no token is equal to."""
-        places = identities(prompt.token_ids)
-        for clip, (start, end) in zip(prompt.clips, prompt.clip_spans, strict=True):
-            digest = hashlib.blake2b(clip.samples.tobytes(), digest_size=8, key=self._clip_key).digest()
-            sound = int.from_bytes(digest, "little") >> 2
-            places[start:end] = -1 - sound - np.arange(end - start)
-        return places
-
-    def _assemble(self, turns: list[Turn]) -> Prompt:
-        clips = [part for turn in turns for part in turn.parts if isinstance(part, Clip)]
-        for turn in turns:
-            # Texts side by side join in the prompt, so they may spell a special token only together.
-            text = "".join(part if isinstance(part, str) else "\n" for part in turn.parts)
-            try:
-                self.tokenizer.refuse_special_tokens(text)
-            except SpecialTokenInText as refusal:
-                raise Refused(str(refusal)) from refusal
-        counts = [audio_token_count(self.features.frame_count(len(clip.samples))) for clip in clips]
-        prompt = assemble(turns, counts, self.tokenizer, self.model.config.audio_token_id)
-        if len(prompt.token_ids) >= self.context_length:
-            raise Refused(
-                f"the conversation is too long: it has {len(prompt.token_ids)} positions; "
-                f"expected fewer than the context of {self.context_length}"
-            )
-        return prompt
+    def _begin_reply(self, stream: ReasonerStream, reading: LivePrompt, hidden: Tensor) -> None:
+        stream.prompt, stream.turn_block_count = reading.prompt(), reading.turn_block_count
+        stream.reading = stream.places = None
+        stream.text = self.tokenizer.text_stream()
+        stream.decoding = True
+        self._emit(stream, int(self.model.next_token(hidden)[0]), hidden[0].float().cpu().numpy())
 
     def _decode(self, writing: list[ReasonerStream]) -> None:
         step = self.step

@@ -1,18 +1,18 @@
-"""ReasonerService: messages to turns, engine steps to messages."""
+"""ReasonerService: messages to the engine's inputs as they come, engine steps to messages."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 
 import grpc
-import numpy as np
 from chroma_mesh.reasoner.v1 import reasoner_pb2, reasoner_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 
 from services.reasoner.engine import ReasonerEngine, ReasonerStep, ReasonerStream
+from services.reasoner.live_prompt import Input
 from services.reasoner.metrics import ReasonerMetrics
 from services.reasoner.model import audio_token_count
-from services.reasoner.prompt import Clip, Role, Turn
+from services.reasoner.prompt import Clip, History, Role, Samples, Turn
 from services.runtime.audio import check_duration, check_format, decode_pcm
 from services.runtime.errors import InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
@@ -70,23 +70,21 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
         context: Context,
     ) -> reasoner_pb2.GenerateFinished:
         conversation = Conversation(opening, self._engine)
-        async for kind, payload in reader:
-            conversation.add(kind, payload)
-        turns = conversation.complete()
-        asked = time.perf_counter()
         first_step_seconds = 0.0
-        async with asyncio.TaskGroup() as tasks:
-            listening = tasks.create_task(reader.nothing_more())
-            await stream.send(turns)
-            stream.end()
-            with refusals():
-                async for step in stream:
-                    if not first_step_seconds:
-                        first_step_seconds = time.perf_counter() - asked
-                        self._metrics.first_token.observe(first_step_seconds)
-                    await context.write(reasoner_pb2.GenerateResponse(step=_step(step)))
-                    self._metrics.steps.inc()
-            listening.cancel()
+        try:
+            # What can't be answered may be found out by the engine before the turn has ended.
+            async with asyncio.TaskGroup() as tasks:
+                listening = tasks.create_task(_listen(reader, conversation, stream))
+                with refusals():
+                    async for step in stream:
+                        if not first_step_seconds:
+                            first_step_seconds = time.perf_counter() - conversation.completed_at
+                            self._metrics.first_token.observe(first_step_seconds)
+                        await context.write(reasoner_pb2.GenerateResponse(step=_step(step)))
+                        self._metrics.steps.inc()
+                listening.cancel()
+        finally:
+            self._metrics.count_blocks(stream.encoded_block_count, stream.redone_block_count)
         assert stream.prompt is not None
         self._metrics.prompt_tokens.inc(len(stream.prompt.token_ids))
         self._metrics.count_prefix(stream.found_count)
@@ -96,6 +94,8 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
             prompt_token_count=len(stream.prompt.token_ids),
             prompt_token_ids=stream.prompt.token_ids if opening.return_prompt else (),
             first_step_seconds=first_step_seconds,
+            audio_block_count=stream.turn_block_count,
+            redone_block_count=stream.redone_block_count,
         )
 
     def _stream(self, opening: reasoner_pb2.GenerateOpen) -> ReasonerStream:
@@ -126,71 +126,74 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
 
 
 class Conversation:
-    """Collects what the client sends until `end`, and refuses what cannot be answered as soon as it comes."""
+    """What a client sends until `end`, as the engine takes it; refuses what cannot be answered as soon as it comes."""
 
     def __init__(self, opening: reasoner_pb2.GenerateOpen, engine: ReasonerEngine) -> None:
         self._opening = opening
         self._engine = engine
+        # When `end` came, as time.perf_counter() tells it.
+        self.completed_at = 0.0
         self._messages: list[Turn] = []
         self._index = IndexCheck("part.index")
-        self._parts: list[str | Clip] = []
-        # The clip that is still coming, piece by piece.
-        self._pieces: list[np.ndarray] = []
-        self._piece_samples = 0
+        self._turn_has_begun = False
+        # Samples of the clip that is still coming.
+        self._clip_samples: int | None = None
         self._audio_positions = 0
         self._text_bytes = 0
 
-    def add(self, kind: str, payload: types_pb2.Message | reasoner_pb2.TurnPart) -> None:
-        """Takes a message of the conversation or a piece of the turn."""
+    def add(self, kind: str, payload: types_pb2.Message | reasoner_pb2.TurnPart) -> list[Input]:
+        """Takes a message of the conversation or a piece of the turn; what the engine is given for it.
+
+        The messages are given with the turn's first piece, which says that there are no more of them.
+        """
         if isinstance(payload, types_pb2.Message):
-            if self._parts or self._pieces:
+            if self._turn_has_begun:
                 raise InvalidArgument("messages come before the turn's parts", reason="OUT_OF_ORDER", field=kind)
             self._messages.append(self._message(payload))
-        else:
-            self._part(payload)
+            return []
+        part = self._part(payload)
+        if self._turn_has_begun:
+            return [part]
+        self._turn_has_begun = True
+        return [History(tuple(self._messages)), part]
 
-    def complete(self) -> list[Turn]:
-        """The whole conversation; refused when nothing was said last."""
-        self._end_clip()
-        if not self._parts:
+    def complete(self) -> None:
+        """Says that all has come; refused when nothing was said last."""
+        if not self._turn_has_begun:
             raise InvalidArgument("the turn is empty: expected audio or text before end", reason="EMPTY_TURN")
-        return [*self._messages, Turn("user", tuple(self._parts))]
+        self._end_clip()
+        self.completed_at = time.perf_counter()
 
-    def _part(self, part: reasoner_pb2.TurnPart) -> None:
+    def _part(self, part: reasoner_pb2.TurnPart) -> str | Samples:
         self._index.expect(part.index)
         match part.WhichOneof("content"):
             case "text":
                 self._end_clip()
-                text = self._text(part.text, "part.text")
-                if self._parts and isinstance(last := self._parts[-1], str):
-                    self._parts[-1] = last + text
-                else:
-                    self._parts.append(text)
+                return self._text(part.text, "part.text")
             case "audio":
-                self._piece(part.audio)
+                return self._piece(part.audio)
             case _:
                 raise InvalidArgument("part must have audio or text, got neither", field="part.content")
 
-    def _piece(self, data: bytes) -> None:
+    def _piece(self, data: bytes) -> Samples:
         rate = self._engine.features.sample_rate_hz
         encoding = check_format(self._opening.audio_format, sample_rate_hz=rate, field="open.audio_format")
         samples = decode_pcm(data, encoding, field="part.audio")
-        if len(samples) or not self._pieces:
-            self._pieces.append(samples)
-        self._piece_samples += len(samples)
+        self._clip_samples = (self._clip_samples or 0) + len(samples)
         check_duration(
-            self._piece_samples,
+            self._clip_samples,
             sample_rate_hz=rate,
             minimum_seconds=0,
             maximum_seconds=MAXIMUM_CLIP_SECONDS,
             field="part.audio",
         )
-        self._require_room(self._positions(self._piece_samples), "part.audio")
+        self._require_room(self._positions(self._clip_samples), "part.audio")
+        return samples
 
     def _end_clip(self) -> None:
-        if self._pieces:
-            self._parts.append(self._clip(np.concatenate(self._pieces), "part.audio"))
-            self._pieces, self._piece_samples = [], 0
+        if self._clip_samples is not None:
+            self._count_clip(self._clip_samples, "part.audio")
+            self._clip_samples = None
 
     def _message(self, message: types_pb2.Message) -> Turn:
         role = _ROLES.get(message.role)
@@ -218,7 +221,8 @@ class Conversation:
         check_duration(
             len(samples), sample_rate_hz=rate, minimum_seconds=0, maximum_seconds=MAXIMUM_CLIP_SECONDS, field=field
         )
-        return self._clip(samples, field)
+        self._count_clip(len(samples), field)
+        return Clip(samples)
 
     def _text(self, text: str, field: str) -> str:
         if not text:
@@ -235,16 +239,15 @@ class Conversation:
             )
         return text
 
-    def _clip(self, samples: np.ndarray, field: str) -> Clip:
-        positions = self._positions(len(samples))
+    def _count_clip(self, sample_count: int, field: str) -> None:
+        positions = self._positions(sample_count)
         if positions < 1:
-            seconds = len(samples) / self._engine.features.sample_rate_hz
+            seconds = sample_count / self._engine.features.sample_rate_hz
             raise InvalidArgument(
                 f"{field} must be longer than 0.02 s, got {seconds:g} s", reason="TOO_SHORT", field=field
             )
         self._require_room(positions, field)
         self._audio_positions += positions
-        return Clip(samples)
 
     def _positions(self, sample_count: int) -> int:
         return audio_token_count(self._engine.features.frame_count(sample_count))
@@ -259,6 +262,18 @@ class Conversation:
                 reason="TOO_LONG",
                 field=field,
             )
+
+
+async def _listen(
+    reader: RequestStream[reasoner_pb2.GenerateRequest], conversation: Conversation, stream: ReasonerStream
+) -> None:
+    """Gives the engine what the client sends, and sees to it that nothing follows `end`."""
+    async for kind, payload in reader:
+        for item in conversation.add(kind, payload):
+            await stream.send(item)
+    conversation.complete()
+    stream.end()
+    await reader.nothing_more()
 
 
 def _step(step: ReasonerStep) -> types_pb2.Step:

@@ -259,6 +259,7 @@ async def test_leaving_amid_a_reply_frees_the_slot(reasoner_engine: Running, gol
             stream = ReasonerStream()
             async with engine.open(stream):
                 await stream.send(case.turns())
+                stream.end()
                 for _ in range(steps):
                     await anext(stream)
             await until_idle(engine)
@@ -276,6 +277,7 @@ async def test_a_reply_waits_for_its_reader(
         lagging._outbox_limit = 6
         async with engine.open(lagging):
             await lagging.send(case.turns())
+            lagging.end()
             while lagging.writable:
                 await engine.call(lambda: None)
             others = (await write(engine, case.turns(), 30))[1]

@@ -2,9 +2,10 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.inference.slots import NotFinite
+from services.inference.tokenizer import Tokenizer
 from services.reasoner.engine import ReasonerEngine, ReasonerStream
 from services.reasoner.prompt import Clip, Prompt, Turn
 from tests.conftest import gated, started, until_idle
@@ -50,6 +52,25 @@ async def write(engine: ReasonerEngine, turns: list[Turn], resumed: list[int] | 
     return Written(steps, stream.found_count, stream.prompt)
 
 
+class Marks(Tokenizer):
+    """A tokenizer by which a conversation's only text is its prompt, a token for each character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer._tokenizer
+
+    def refuse_special_tokens(self, text: str) -> None:
+        """Takes all."""
+
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
+        return str(messages[0]["content"][0]["text"])
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(mark) for mark in text]
+
+    def token(self, token_id: int) -> str:
+        return "no text has this"
+
+
 @dataclass
 class Tokens:
     """Prompts told by their tokens, so that a test may let them differ anywhere."""
@@ -59,7 +80,7 @@ class Tokens:
 
     def engine(self, **shape: int) -> ReasonerEngine:
         engine = self.new_engine(**({"context_length": 128} | shape))
-        engine._assemble = lambda turns: Prompt([ord(mark) for mark in turns[0].parts[0]], (), ())  # type: ignore
+        engine.tokenizer = Marks(engine.tokenizer)
         return engine
 
     def turns(self, tokens: list[int]) -> list[Turn]:
@@ -143,6 +164,7 @@ async def test_a_donor_that_is_still_writing_is_left_in_peace(tokens: Tokens) ->
         donor._outbox_limit = 2
         async with engine.open(donor):
             await donor.send(tokens.turns(BASE))
+            donor.end()
             while donor.writable:
                 await rounds(engine, 1)
             for length in (37, 20, 3):
@@ -157,6 +179,7 @@ async def test_a_donor_may_have_left_amid_its_reply(tokens: Tokens) -> None:
     async with started(tokens.engine(slot_count=2)) as engine:
         async with engine.open(ReasonerStream()) as donor:
             await donor.send(tokens.turns(BASE))
+            donor.end()
             await anext(donor)
         await until_idle(engine)
         written = await write(engine, tokens.turns([*BASE, 30]))
@@ -164,8 +187,8 @@ async def test_a_donor_may_have_left_amid_its_reply(tokens: Tokens) -> None:
     assert written.steps == await tokens.alone([*BASE, 30])
 
 
-async def test_what_was_half_prefilled_is_not_found(tokens: Tokens) -> None:
-    """The stream left in the middle; and what the slot held before is gone as well."""
+async def test_of_what_was_half_prefilled_the_half_is_found(tokens: Tokens) -> None:
+    """The stream left amid its second chunk; and what the slot held before is gone."""
     async with started(tokens.engine(slot_count=1, prefill_chunk=16)) as engine:
         assert (await write(engine, tokens.turns(OTHER))).found_count == 0
         with gated(engine.model, "prefill", at_call=2) as gate:
@@ -176,9 +199,9 @@ async def test_what_was_half_prefilled_is_not_found(tokens: Tokens) -> None:
                 await leaving
             gate.opened.set()
             await until_idle(engine)
-        for prompt in (BASE, OTHER):
+        for prompt, found_count in ((BASE, 32), (OTHER, 0)):
             written = await write(engine, tokens.turns(prompt))
-            assert written.found_count == 0
+            assert written.found_count == found_count
             assert written.steps == await tokens.alone(prompt)
 
 
@@ -220,8 +243,10 @@ async def test_a_donor_may_be_overwritten_while_its_prefix_is_used(tokens: Token
             async with engine.open(overwriting), engine.open(using):
                 assert (overwriting.slot, using.slot) == (0, 1)
                 await using.send(tokens.turns(longer))
+                using.end()
                 await gate.reached()
                 await overwriting.send(tokens.turns(OTHER))
+                overwriting.end()
                 gate.opened.set()
                 found = [
                     [(s.token_id, s.hidden_state.tobytes()) async for s in stream] for stream in (using, overwriting)
@@ -234,6 +259,7 @@ async def test_two_that_begin_alike_at_once_each_get_their_own(tokens: Tokens) -
     prompts = [[*BASE[:length], 30] for length in (37, 37, 20, 1)]
     async with started(tokens.engine(slot_count=3, prefill_chunk=4)) as engine, engine.open(ReasonerStream()) as first:
         await first.send(tokens.turns(BASE))
+        first.end()
         written = await asyncio.gather(*(write(engine, tokens.turns(prompt)) for prompt in prompts))
     assert [each.steps for each in written] == [await tokens.alone(prompt) for prompt in prompts]
 
@@ -304,35 +330,41 @@ ALTERED = SOUND.copy()
 ALTERED[-1] += 1e-6
 
 
+QUIET_THEN_LOUD = np.concatenate((SOUND * np.float32(1e-4), np.zeros(4000, "<f4"), sound(2, 2.5)))
+
+
 @dataclass(frozen=True)
 class Pair:
-    """Two conversations; whether the first's clip is found in the second."""
+    """Two conversations, and how many positions of the second's first clip are found of the first's: 50 a block of 2 s,
+    or all. None: they differ before the clip."""
 
     first: list[Turn]
     second: list[Turn]
-    is_clip_found: bool
+    found_count: int | None
 
 
+ALL = 62
 PAIRS = {
-    "another question after the sound": Pair([SYSTEM, said(SOUND, "a")], [SYSTEM, said(SOUND, "b c")], True),
-    "the same sound, read anew": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND.copy())], True),
-    "the conversation goes on": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND), answered("a"), said(LATER)], True),
-    "longer by a sample": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(np.append(SOUND, np.float32(0)))], False),
-    "longer by a second": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(np.append(SOUND, LATER))], False),
-    "shorter": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND[:-4000])], False),
-    "the first two seconds": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND[:32_000])], False),
-    "another sound as long": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(sound(5, 2.5))], False),
-    "less loud": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(QUIETER)], False),
-    "one sample altered": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(ALTERED)], False),
-    "silence of two lengths": Pair([said(np.zeros(16_000, "<f4"))], [said(np.zeros(24_000, "<f4"))], False),
-    "the sounds in another order": Pair([SYSTEM, said(SOUND, LATER)], [SYSTEM, said(LATER, SOUND)], False),
-    "another instruction": Pair([SYSTEM, said(SOUND)], [Turn("system", ("You are Nobody.",)), said(SOUND)], False),
-    "no instruction": Pair([SYSTEM, said(SOUND)], [said(SOUND)], False),
+    "another question after the sound": Pair([SYSTEM, said(SOUND, "a")], [SYSTEM, said(SOUND, "b c")], ALL),
+    "the same sound, read anew": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND.copy())], ALL),
+    "the conversation goes on": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND), answered("a"), said(LATER)], ALL),
+    "longer by a sample": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(np.append(SOUND, np.float32(0)))], 50),
+    "longer by a second": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(np.append(SOUND, LATER))], 50),
+    "shorter": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND[:-4000])], 50),
+    "the first two seconds": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(SOUND[:32_000])], 0),
+    "another sound as long": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(sound(5, 2.5))], 0),
+    "less loud": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(QUIETER)], 0),
+    "one sample altered": Pair([SYSTEM, said(SOUND)], [SYSTEM, said(ALTERED)], 50),
+    "silence of two lengths": Pair([said(np.zeros(16_000, "<f4"))], [said(np.zeros(24_000, "<f4"))], 0),
+    "longer by something loud": Pair([SYSTEM, said(QUIET_THEN_LOUD[:36_000])], [SYSTEM, said(QUIET_THEN_LOUD)], 0),
+    "the sounds in another order": Pair([SYSTEM, said(SOUND, LATER)], [SYSTEM, said(LATER, SOUND)], 0),
+    "another instruction": Pair([SYSTEM, said(SOUND)], [Turn("system", ("You are Nobody.",)), said(SOUND)], None),
+    "no instruction": Pair([SYSTEM, said(SOUND)], [said(SOUND)], None),
 }
 
 
 @pytest.mark.parametrize("name", PAIRS)
-async def test_a_clip_is_found_as_a_whole_or_not_at_all(
+async def test_of_a_clip_the_blocks_are_found_that_begin_alike(
     new_reasoner_engine: NewEngine, conversations: Conversations, name: str
 ) -> None:
     pair = PAIRS[name]
@@ -343,18 +375,21 @@ async def test_a_clip_is_found_as_a_whole_or_not_at_all(
     assert second.steps == await conversations.alone(pair.second)
     alike = common(first.prompt.token_ids, second.prompt.token_ids)
     start, end = second.prompt.clip_spans[0]
-    found = second.found_count
-    if pair.is_clip_found:
-        assert end <= found == min(alike, len(second.prompt.token_ids) - 1)
-        assert counted.calls == blocks(second.prompt.clips[1:])
+    clips = [part for turn in pair.second for part in turn.parts if isinstance(part, Clip)]
+    if pair.found_count == end - start:
+        assert second.found_count == min(alike, len(second.prompt.token_ids) - 1)
+        assert counted.calls == blocks(clips[1:])
+    elif pair.found_count is not None:
+        assert second.found_count == start + pair.found_count
+        assert counted.calls == blocks(clips) - pair.found_count // 50
     else:
-        assert found == min(start, alike)
-        assert counted.calls == blocks(second.prompt.clips)
+        assert second.found_count == min(start, alike)
+        assert counted.calls == blocks(clips)
 
 
-def blocks(clips: tuple[Clip, ...]) -> int:
-    """Blocks of 2 s that have to be encoded."""
-    return sum(math.ceil(len(clip.samples) / 32_000) for clip in clips)
+def blocks(clips: list[Clip]) -> int:
+    """Blocks of 2 s that have to be encoded; one or two mel frames at the end have no position."""
+    return sum(math.ceil((math.ceil(len(clip.samples) / 160) - 2) / 200) for clip in clips)
 
 
 async def test_turn_after_turn_only_what_is_new_is_run(
@@ -368,7 +403,7 @@ async def test_turn_after_turn_only_what_is_new_is_run(
             turns = [*turns, said(sound(number, 0.5 + number))]
             with gated(engine.model, "encode_block", at_call=0) as counted:
                 written = await write(engine, turns)
-            assert counted.calls == blocks(written.prompt.clips[-1:])
+            assert counted.calls == blocks([Clip(sound(number, 0.5 + number))])
             assert written.steps == await conversations.alone(turns)
             ids = written.prompt.token_ids
             assert written.found_count == common(before, ids) >= len(before) - 8
@@ -377,8 +412,8 @@ async def test_turn_after_turn_only_what_is_new_is_run(
 
 async def test_sounds_are_told_apart_by_a_key_of_the_engines_own(new_reasoner_engine: NewEngine) -> None:
     """So nobody can make a sound elsewhere that passes for another's."""
-    prompt = Prompt([3] * 5, (Clip(SOUND),), ((1, 4),))
-    one, other = (new_reasoner_engine()._identities(prompt) for _ in range(2))
-    assert one[[0, 4]].tolist() == other[[0, 4]].tolist() == [3, 3]
-    assert (one[1:4] < 0).all()
-    assert (one[1:4] != other[1:4]).all()
+    features = torch.zeros((128, 200))
+    one, other = (new_reasoner_engine()._new_clip.args[-1] for _ in range(2))
+    assert one.identity(features) == one.identity(features.clone())
+    assert one.identity(features) != other.identity(features)
+    assert one.identity(features) != one.identity(features[:, 1:])

@@ -19,6 +19,7 @@ async def write(engine: ReasonerEngine, turns: list[Turn], limit: int) -> int:
     stream = ReasonerStream(limit)
     async with engine.open(stream):
         await stream.send(turns)
+        stream.end()
         return len([step async for step in stream])
 
 
