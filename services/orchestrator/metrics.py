@@ -20,6 +20,13 @@ from services.runtime.metrics import FIRST_AUDIO_BUCKETS, FRAME_INTERVAL_BUCKETS
 
 REPLY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 300.0, 600.0)
 
+# A stop is to take less than a frame; the finest buckets are what cancelling three calls takes.
+STOP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.5, 1.0, 5.0)
+
+# What stops a reply.
+StopCause = Literal["barge_in", "cancel_reply"]
+STOP_CAUSES: tuple[StopCause, ...] = ("barge_in", "cancel_reply")
+
 # `abandoned`: the session ended under the reply. `late`: a stage took longer than its deadline.
 ReplyReason = Literal["stop", "length", "cancelled", "abandoned", "invalid", "unavailable", "late", "failed"]
 REASONS: tuple[ReplyReason, ...] = (
@@ -29,9 +36,14 @@ REASONS: tuple[ReplyReason, ...] = (
 
 @dataclass
 class ReplyOutcome:
-    """How a reply ended; the block that gives it sets `reason`."""
+    """How a reply ended; the block that gives it sets `reason`, to None when there was none, and `begin`s it."""
 
-    reason: ReplyReason = "stop"
+    reason: ReplyReason | None = "stop"
+    started_at: float | None = None
+
+    def begin(self) -> None:
+        """The user turn is complete: the reply begins."""
+        self.started_at = time.perf_counter()
 
 
 class OrchestratorMetrics:
@@ -61,6 +73,25 @@ class OrchestratorMetrics:
         )
         for reason in REASONS:  # a rate needs the zero before the first one
             self._replies.labels(reason)
+        self.reply_stop = Histogram(
+            "chroma_orchestrator_reply_stop_seconds",
+            "From what stopped a reply to the end of the last of its calls to the stages, in seconds.",
+            buckets=STOP_BUCKETS,
+            registry=registry,
+        )
+        self._reply_stops = Counter(
+            "chroma_orchestrator_reply_stops_total",
+            "Replies that were stopped, by what; those whose sound was still being played among them.",
+            labelnames=["cause"],
+            registry=registry,
+        )
+        for cause in STOP_CAUSES:
+            self._reply_stops.labels(cause)
+        self.history_cuts = Counter(
+            "chroma_orchestrator_history_cuts_total",
+            "Times that the oldest exchanges of a conversation were forgotten.",
+            registry=registry,
+        )
         self._sessions_in_use = Gauge("chroma_orchestrator_sessions_in_use", "Open sessions.", registry=registry)
         sessions = Gauge("chroma_orchestrator_sessions", "Most sessions at a time.", registry=registry)
         sessions.set(session_limit)
@@ -71,18 +102,28 @@ class OrchestratorMetrics:
         with self._sessions_in_use.track_inprogress():
             yield
 
+    def count_stop(self, cause: StopCause) -> None:
+        """Counts a reply that was stopped."""
+        self._reply_stops.labels(cause).inc()
+
     @contextmanager
     def count_reply(self) -> Iterator[ReplyOutcome]:
-        """Counts and times one reply: by `reason` when the block ended well, by its exception otherwise."""
-        outcome, started_at = ReplyOutcome(), time.perf_counter()
+        """Counts and times one reply: by `reason` when the block ended well, by its exception otherwise.
+
+        One that failed before it began counts too, with no time; one that was given up before it began does not.
+        """
+        outcome = ReplyOutcome()
         try:
             yield outcome
         except BaseException as failure:
-            outcome.reason = _reason(failure)
+            reason = _reason(failure)
+            outcome.reason = None if reason == "abandoned" and outcome.started_at is None else reason
             raise
         finally:
-            self._replies.labels(outcome.reason).inc()
-            self._reply_seconds.observe(time.perf_counter() - started_at)
+            if outcome.reason is not None:
+                self._replies.labels(outcome.reason).inc()
+                now = time.perf_counter()
+                self._reply_seconds.observe(now - (outcome.started_at or now))
 
 
 def _reason(failure: BaseException) -> ReplyReason:

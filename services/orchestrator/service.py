@@ -11,82 +11,28 @@ import structlog
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from services.orchestrator.clock import Clock, SystemClock
+from services.orchestrator.idle_limit import IdleLimit
 from services.orchestrator.metrics import OrchestratorMetrics
-from services.orchestrator.opening import first_messages, reply_setup, voice_example
-from services.orchestrator.session import IdleLimit, Session
+from services.orchestrator.opening import session_setup, voice_example
+from services.orchestrator.outbox import Outbox, Responses
+from services.orchestrator.session import Session
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.stages import Stages
-from services.orchestrator.turn import ReplyEnding
 from services.orchestrator.voices import Voice, Voices
 from services.runtime.errors import Unavailable
 from services.runtime.interceptors import current_ids, with_ids
 from services.runtime.stream import RequestStream
 
 SERVICE = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
-# Messages that may wait to be written; a reply waits when the client does not read them.
-OUTBOX_LIMIT = 8
-
-Responses = grpc.aio.ServicerContext[orchestrator_pb2.ConverseRequest, orchestrator_pb2.ConverseResponse]
-
-
-class ClientListener:
-    """Writes a session's messages, one at a time.
-
-    All go through one task: a write that is cancelled half-way, as a cancelled reply's would be, spoils the call.
-    """
-
-    def __init__(self, context: Responses) -> None:
-        self._context = context
-        self._outbox: asyncio.Queue[orchestrator_pb2.ConverseResponse | None] = asyncio.Queue(OUTBOX_LIMIT)
-
-    async def run(self) -> None:
-        """Writes until the end."""
-        while (message := await self._outbox.get()) is not None:
-            await self._context.write(message)
-
-    async def end(self) -> None:
-        """Lets `run` return when everything is written."""
-        await self._outbox.put(None)
-
-    async def opened(self, opened: orchestrator_pb2.ConverseOpened) -> None:
-        """The session is open."""
-        await self._outbox.put(orchestrator_pb2.ConverseResponse(opened=opened))
-
-    async def reply_started(self, turn_index: int) -> None:
-        """A reply begins."""
-        started = orchestrator_pb2.ReplyStarted(turn_index=turn_index)
-        await self._outbox.put(orchestrator_pb2.ConverseResponse(reply_started=started))
-
-    async def text(self, turn_index: int, text: str) -> None:
-        """A piece of its text."""
-        piece = orchestrator_pb2.ReplyText(turn_index=turn_index, text=text)
-        await self._outbox.put(orchestrator_pb2.ConverseResponse(text=piece))
-
-    async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes) -> None:
-        """A piece of its sound."""
-        piece = orchestrator_pb2.ReplyAudio(
-            turn_index=turn_index, frame_index=frame_index, frame_count=frame_count, data=data
-        )
-        await self._outbox.put(orchestrator_pb2.ConverseResponse(audio=piece))
-
-    async def reply_ended(self, ending: ReplyEnding) -> None:
-        """The reply is complete."""
-        ended = orchestrator_pb2.ReplyEnded(
-            turn_index=ending.turn_index,
-            reason=ending.reason,
-            text=ending.text,
-            frame_count=ending.frame_count,
-            step_count=ending.step_count,
-            timings=orchestrator_pb2.ReplyTimings(**asdict(ending.timings)),
-        )
-        await self._outbox.put(orchestrator_pb2.ConverseResponse(reply_ended=ended))
 
 
 class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
-    """The four RPCs; made within a running event loop, and closed at its end."""
+    """The four RPCs; made within a running event loop, and closed at its end. `clock` is what replies go by."""
 
-    def __init__(self, settings: OrchestratorSettings, registry: CollectorRegistry) -> None:
+    def __init__(self, settings: OrchestratorSettings, registry: CollectorRegistry, clock: Clock | None = None) -> None:
         self._settings = settings
+        self._clock = clock or SystemClock()
         self._metrics = OrchestratorMetrics(registry, session_limit=settings.session_limit)
         self._session_count = 0
         self._stages = Stages(
@@ -129,32 +75,34 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 requests = RequestStream(request_iterator)
                 opening = await requests.open()
                 with idle_limit.busy():
-                    messages = list(first_messages(opening, default_instructions=self._settings.instructions))
-                    setup = await reply_setup(opening, facts=self._stages.codec_facts, voices=self._voices)
-                listener = ClientListener(context)
+                    setup = await session_setup(
+                        opening, settings=self._settings, facts=self._stages.codec_facts, voices=self._voices
+                    )
+                outbox = Outbox(context)
                 session = Session(
                     setup,
-                    messages,
                     settings=self._settings,
                     stages=self._stages,
-                    listener=listener,
+                    voices=self._voices,
+                    outbox=outbox,
                     metrics=self._metrics,
                     idle_limit=idle_limit,
+                    clock=self._clock,
                 )
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(listener.run())
-                    await listener.opened(
+                    tasks.create_task(outbox.run())
+                    outbox.opened(
                         orchestrator_pb2.ConverseOpened(
                             session_id=session_id,
                             input_format=setup.input_format,
                             output_format=setup.output_format,
-                            samples_per_frame=self._stages.codec_facts.samples_per_frame,
+                            samples_per_frame=session.form.samples_per_frame,
                         )
                     )
                     listening = tasks.create_task(_listen(requests, session))
                     await session.answer()
                     listening.cancel()
-                    await listener.end()
+                    outbox.end()
 
     async def ListVoices(
         self,
@@ -202,13 +150,17 @@ async def _listen(requests: RequestStream[orchestrator_pb2.ConverseRequest], ses
     async for kind, payload in requests:
         match kind:
             case "audio":
-                session.audio(payload.index, payload.data)
+                await session.audio(payload.index, payload.data)
             case "text":
                 session.text(payload.text)
             case "end_turn":
-                session.end_turn()
+                await session.end_turn(payload)
             case "cancel_reply":
-                session.cancel_reply()
+                session.cancel_reply(payload)
+            case "reply_played":
+                session.reply_played(payload)
+            case "update":
+                await session.update(payload)
     session.end()
     await requests.nothing_more()
 

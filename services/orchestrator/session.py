@@ -1,199 +1,356 @@
-"""The state of one Converse call: what was said, what waits for an answer, and whether anything happens at all."""
+"""The state of one Converse call: what was said, what waits for an answer, and what is remembered."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import structlog
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 from chroma_mesh.types.v1 import types_pb2
 
-from services.orchestrator.metrics import OrchestratorMetrics, ReplyReason
+from services.orchestrator.clock import Clock
+from services.orchestrator.heard import SpokenReply
+from services.orchestrator.history import History
+from services.orchestrator.idle_limit import IdleLimit
+from services.orchestrator.listening import (
+    DetectedListening,
+    Event,
+    Listening,
+    ManualListening,
+    TurnBegan,
+    TurnEnded,
+    TurnHeard,
+)
+from services.orchestrator.metrics import OrchestratorMetrics, ReplyOutcome, ReplyReason
+from services.orchestrator.opening import SessionSetup, reply_changes
+from services.orchestrator.outbox import Outbox
+from services.orchestrator.reply_setup import ReplyChanges, ReplySetup
 from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.sound_formats import HEARD_RATE_HZ
 from services.orchestrator.stages import Stages
-from services.orchestrator.turn import CANCELLED, LENGTH, STOP, Listener, Reply, ReplyEnding, ReplySetup
-from services.orchestrator.user_turn import UserTurn
-from services.runtime.audio import decode_pcm, encode_pcm
-from services.runtime.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from services.orchestrator.turn import (
+    CANCELLED,
+    FRAMES_PER_STEP,
+    LENGTH,
+    STOP,
+    Opening,
+    Reply,
+    ReplyEnding,
+    SpokenForm,
+)
+from services.orchestrator.turn_detection import ServerVadDetector
+from services.orchestrator.user_turn import UserTurn, relayed_format
+from services.orchestrator.voices import Voices
+from services.runtime.errors import InvalidArgument, ResourceExhausted
 from services.runtime.interceptors import with_ids
 from services.runtime.stream import IndexCheck
 
 REASON_LABELS: dict[types_pb2.FinishReason, ReplyReason] = {STOP: "stop", LENGTH: "length", CANCELLED: "cancelled"}
-# What a message's envelope may add to its content.
-ENVELOPE_BYTES = 4096
-
-
-class IdleLimit:
-    """Ends a block in which for some time nothing came from the client and nothing was done for it."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._is_busy = False
-        self._timeout = asyncio.timeout(None)
-
-    @asynccontextmanager
-    async def watch(self) -> AsyncIterator[None]:
-        """Raises DeadlineExceeded, reason IDLE, out of the block when the limit is reached; once."""
-        try:
-            async with self._timeout:
-                self.touch()
-                yield
-        except TimeoutError:
-            if not self._timeout.expired():
-                raise
-            raise DeadlineExceeded(
-                f"the session was idle for {self._seconds:g} s: no message came and no reply was given", reason="IDLE"
-            ) from None
-
-    @property
-    def deadline(self) -> float | None:
-        """When the block ends if nothing happens, on the loop's clock; None while something is done for the client."""
-        return self._timeout.when()
-
-    def touch(self) -> None:
-        """The client did something."""
-        if not self._is_busy and not self._timeout.expired():
-            self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Something is done for the client within the block, however long it takes."""
-        self._is_busy = True
-        if not self._timeout.expired():
-            self._timeout.reschedule(None)
-        try:
-            yield
-        finally:
-            self._is_busy = False
-            self.touch()
+# A packet is heard in pieces of this size, between which others have their turn: it may hold minutes of sound.
+PIECE_BYTES = 2 * HEARD_RATE_HZ * 2
 
 
 class Session:
     """One conversation: the client's messages come in by the methods; `answer` gives the replies in order.
 
-    Bad input raises InvalidArgument; more waiting turns than allowed, ResourceExhausted.
+    A turn and its reply are one `Reply` from the turn's beginning on. They stand in `_replies`, oldest first; the first
+    one's streams are open, and only the last one's turn may be incomplete:
+
+        (nobody speaks) ──sound or text──► open turn ──end_turn or silence──► waits ──► reply is given ──► remembered
+
+    While one is given, what the user says next is kept; its streams open when that reply has ended, for the
+    conversation that they are told is not known before. A barge-in stops all that are complete.
+
+    Bad input raises InvalidArgument; more waiting turns than allowed, ResourceExhausted. Where the mesh itself listens
+    for turns neither may be the end: an empty turn is none, and without barge-in what is said while as many turns wait
+    as may is not heard.
     """
 
     def __init__(
         self,
-        setup: ReplySetup,
-        messages: Sequence[types_pb2.Message],
+        opening: SessionSetup,
         *,
         settings: OrchestratorSettings,
         stages: Stages,
-        listener: Listener,
+        voices: Voices,
+        outbox: Outbox,
         metrics: OrchestratorMetrics,
         idle_limit: IdleLimit,
+        clock: Clock,
     ) -> None:
-        self._setup = setup
-        self._history = list(messages)
+        self.form = SpokenForm.of(opening.output_format, stages.codec_facts)
+        self._setup = opening.setup
+        self._ahead_seconds = opening.ahead_seconds
+        self._vad = opening.vad
         self._settings = settings
         self._stages = stages
-        self._listener = listener
+        self._voices = voices
+        self._outbox = outbox
         self._metrics = metrics
         self._idle_limit = idle_limit
-        self._turn = UserTurn(setup.input_format)
+        self._clock = clock
+        self._relayed_format = relayed_format(opening.input_format)
+        self._listening = _listening(opening)
+        self._history = History(
+            opening.history,
+            limit_bytes=settings.history_limit_bytes,
+            max_message_bytes=settings.max_message_bytes,
+        )
         self._turn_count = 0
         self._audio_index = IndexCheck("audio.index")
-        # The first is being answered, or about to be; it stays until the client was told that it ended.
+        # A reply stays until the client was told that it ended.
         self._replies: deque[Reply] = deque()
+        # The settings of replies for which their turns asked.
+        self._changes: dict[int, ReplyChanges] = {}
+        # What was spoken last, until the next reply begins.
+        self._last: SpokenReply | None = None
+        # A detector hears the user speak, and what it hears is taken.
+        self._is_hearing = False
         self._is_ended = False
         self._news = asyncio.Event()
 
-    def audio(self, index: int, data: bytes) -> None:
-        """The user says something; during a reply it is kept for the next turn."""
+    async def audio(self, index: int, data: bytes) -> None:
+        """The user says something."""
         self._audio_index.expect(index)
-        self._turn.add_audio(data)
         self._idle_limit.touch()
+        for start in range(0, len(data), PIECE_BYTES):
+            if start:
+                await asyncio.sleep(0)
+            self._take(self._listening.hear(data[start : start + PIECE_BYTES]))
 
     def text(self, text: str) -> None:
         """The user types something."""
-        self._turn.add_text(text)
         self._idle_limit.touch()
+        self._take(self._listening.end_clip())
+        self._open_turn().turn.add_text(text)
+        self._make_room()
 
-    def end_turn(self) -> None:
+    async def end_turn(self, message: orchestrator_pb2.EndTurn) -> None:
         """The user turn is complete; it is answered after those before it."""
-        self._turn.complete()
-        self._check_size()
-        waiting_count = len(self._replies) - 1
-        if waiting_count >= self._settings.turn_queue_limit:
-            raise ResourceExhausted(
-                f"at most {self._settings.turn_queue_limit} turns may wait for their answer, got one more",
-                reason="TURN_QUEUE_FULL",
-                field="end_turn",
-            )
-        self._replies.append(
-            Reply(
-                self._turn_count,
-                self._turn,
-                self._setup,
-                stages=self._stages,
-                listener=self._listener,
-                metrics=self._metrics,
-            )
-        )
-        self._turn_count += 1
-        self._turn = UserTurn(self._setup.input_format)
-        self._news.set()
         self._idle_limit.touch()
+        changes = await self._changes_of(message.reply, "end_turn.reply")
+        index = self._turn_count if (reply := self._speaking) is None else reply.turn_index
+        self._changes[index] = changes
+        self._take(self._listening.end_turn())
+        if (reply := self._speaking) is not None:
+            self._complete(reply)
+        elif self._vad is None:
+            UserTurn(self._relayed_format, self._clock).complete()  # refuses it
+        if not any(reply.turn_index == index for reply in self._replies):
+            del self._changes[index]
 
-    def cancel_reply(self) -> None:
+    def cancel_reply(self, message: orchestrator_pb2.CancelReply) -> None:
         """Stops the reply that is being given or comes next; without one, nothing happens."""
-        if self._replies:
-            self._replies[0].cancel()
         self._idle_limit.touch()
+        reply = self._answered
+        if reply is not None and (not message.HasField("turn_index") or message.turn_index == reply.turn_index):
+            reply.cancel("cancel_reply")
+
+    def reply_played(self, message: orchestrator_pb2.ReplyPlayed) -> None:
+        """The listener has played so much of the reply that is given, or of the last one before the next begins."""
+        self._idle_limit.touch()
+        if self._last is not None and self._last.turn_index == message.turn_index:
+            self._last.playback.report(message.sample_count)
+            self._remember_heard(self._last)
+        elif (reply := self._answered) is not None and reply.turn_index == message.turn_index:
+            reply.playback.report(message.sample_count)
+
+    async def update(self, message: orchestrator_pb2.SessionUpdate) -> None:
+        """Other settings for the replies that have not begun."""
+        self._idle_limit.touch()
+        self._setup = (await self._changes_of(message.reply, "update.reply")).over(self._setup)
+        self._reopen()
 
     def end(self) -> None:
-        """No turn follows; what was said without `end_turn` is not answered."""
+        """No turn follows; a turn that was not ended is not answered."""
+        self._idle_limit.touch()
+        if (reply := self._speaking) is not None:
+            reply.turn.abandon()
         self._is_ended = True
         self._news.set()
-        self._idle_limit.touch()
 
     async def answer(self) -> None:
         """Gives the replies in the order of their turns; returns after `end` when all are given."""
         while True:
             while self._replies:
-                with self._idle_limit.busy():
+                with with_ids(turn_index=self._replies[0].turn_index):
                     await self._give(self._replies[0])
+                self._changes.pop(self._replies.popleft().turn_index, None)
             if self._is_ended:
                 return
             self._news.clear()
             await self._news.wait()
 
-    async def _give(self, reply: Reply) -> None:
-        with with_ids(turn_index=reply.turn_index):
-            with self._metrics.count_reply() as outcome:
-                ending = await reply.run(self._history)
-                outcome.reason = REASON_LABELS[ending.reason]
-            self._history.append(self._portable(reply.turn.message()))
-            if ending.text:
-                self._history.append(
-                    types_pb2.Message(role=types_pb2.ROLE_ASSISTANT, parts=[types_pb2.ContentPart(text=ending.text)])
-                )
-            _log_ending(ending)
-            await self._listener.reply_ended(ending)
-            self._replies.popleft()
+    # What a reply asks of its conversation.
 
-    def _check_size(self) -> None:
-        said = sum(message.ByteSize() for message in self._history)
-        said += sum(reply.turn.size_bytes for reply in self._replies) + self._turn.size_bytes
+    def learn_context(self, context_length: int) -> None:
+        """The reasoner holds so many positions."""
+        self._stages.context_length = context_length or None
+        self._make_room()
+
+    def learn_prompt(self, position_count: int) -> None:
+        """The conversation with the turn that is being answered took so many."""
+        reply = self._replies[0]
+        self._history.learn_density(position_count, reply.opening.setup.instructions, reply.turn)
+
+    def shorten(self) -> tuple[types_pb2.Message, ...] | None:
+        """A shorter conversation, for the reasoner cannot hold this one."""
+        if not self._history.forget_half():
+            return None
+        self._metrics.history_cuts.inc()
+        return self._history.messages(self._replies[0].opening.setup.instructions)
+
+    async def _give(self, reply: Reply) -> None:
+        with self._metrics.count_reply() as outcome:
+            self._make_room()
+            ending = await reply.run(self._opening_of(reply), self, answering=lambda: self._answering(outcome))
+            outcome.reason = REASON_LABELS[ending.reason] if ending is not None else None
+        if ending is None:
+            return
+        with self._idle_limit.busy():
+            self._last = reply.spoken
+            self._history.add(reply.turn, reply.spoken.heard().text)
+            _log_ending(ending)
+            await self._outbox.reply_ended(ending)
+
+    @contextmanager
+    def _answering(self, outcome: ReplyOutcome) -> Iterator[None]:
+        outcome.begin()
+        self._last = None
+        with self._idle_limit.busy():
+            yield
+
+    @property
+    def _speaking(self) -> Reply | None:
+        """The turn that is not complete yet."""
+        return self._replies[-1] if self._replies and not self._replies[-1].turn.is_ended else None
+
+    @property
+    def _answered(self) -> Reply | None:
+        """The reply that is given or comes next."""
+        return self._replies[0] if self._replies and self._replies[0].turn.is_complete else None
+
+    def _take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case TurnBegan():
+                    self._begin(event)
+                case TurnHeard():
+                    if len(event.samples) and (self._vad is None or self._is_hearing):
+                        self._open_turn().turn.add_audio(event.samples)
+                        self._make_room()
+                case TurnEnded():
+                    if self._is_hearing and (reply := self._speaking) is not None:
+                        self._is_hearing = False
+                        self._outbox.speech_stopped(reply.turn_index, event.input_sample)
+                        self._complete(reply)
+
+    def _begin(self, event: TurnBegan) -> None:
+        assert self._vad is not None, "only a detector says that a turn begins"
+        is_full = self._waiting_count >= max(1, self._settings.turn_queue_limit)
+        if is_full and self._speaking is None and not self._vad.barge_in:
+            structlog.get_logger().warning("a turn was not heard: too many wait for their answer")
+            return
+        self._is_hearing = True
+        reply = self._open_turn()
+        self._outbox.speech_started(reply.turn_index, event.input_sample)
+        if self._vad.barge_in:
+            self._barge_in()
+
+    def _barge_in(self) -> None:
+        # Turns that wait are stopped as well: nobody listens to their replies.
+        were_stopped = [reply.cancel("barge_in") for reply in self._replies if reply.turn.is_complete]
+        if not any(were_stopped) and self._last is not None and self._last.playback.ahead_seconds > 0:
+            self._last.playback.stop()
+            self._metrics.count_stop("barge_in")
+            self._remember_heard(self._last)
+
+    @property
+    def _waiting_count(self) -> int:
+        """Turns that are complete and still to be answered, but the one that is."""
+        return max(0, sum(reply.turn.is_complete and not reply.is_stopped for reply in self._replies) - 1)
+
+    def _open_turn(self) -> Reply:
+        if (reply := self._speaking) is not None:
+            return reply
+        reply = Reply(
+            self._turn_count,
+            UserTurn(self._relayed_format, self._clock),
+            self.form,
+            ahead_seconds=self._ahead_seconds,
+            stages=self._stages,
+            listener=self._outbox,
+            metrics=self._metrics,
+            clock=self._clock,
+        )
+        self._replies.append(reply)
+        self._turn_count += 1
+        self._news.set()
+        return reply
+
+    def _complete(self, reply: Reply) -> None:
+        self._make_room()
+        said = sum(reply.turn.size_bytes for reply in self._replies)
         if said > self._settings.history_limit_bytes:
             raise InvalidArgument(
-                f"a session may have at most {self._settings.history_limit_bytes} bytes of conversation, got {said}",
+                f"a turn, with those that wait, may have at most {self._settings.history_limit_bytes} bytes, "
+                f"got {said}",
                 reason="HISTORY_TOO_LONG",
                 field="end_turn",
             )
+        is_full = self._answered is not None and self._waiting_count >= self._settings.turn_queue_limit
+        if is_full and self._vad is None:
+            raise ResourceExhausted(
+                f"at most {self._settings.turn_queue_limit} turns may wait for their answer, got one more",
+                reason="TURN_QUEUE_FULL",
+                field="end_turn",
+            )
+        self._reopen()
+        reply.turn.complete()
 
-    def _portable(self, message: types_pb2.Message) -> types_pb2.Message:
-        # Each turn of the history is one message. 300 s of floats do not fit into one; as 16-bit integers they do.
-        if message.ByteSize() + ENVELOPE_BYTES <= self._settings.max_message_bytes:
-            return message
-        for part in message.parts:
-            if part.audio.format.encoding == types_pb2.AUDIO_ENCODING_PCM_F32LE:
-                samples = decode_pcm(part.audio.data, part.audio.format.encoding, field="audio.data")
-                part.audio.format.encoding = types_pb2.AUDIO_ENCODING_PCM_S16LE
-                part.audio.data = encode_pcm(samples, types_pb2.AUDIO_ENCODING_PCM_S16LE)
-        return message
+    def _setup_of(self, reply: Reply) -> ReplySetup:
+        return self._changes.get(reply.turn_index, ReplyChanges()).over(self._setup)
+
+    def _opening_of(self, reply: Reply) -> Opening:
+        setup = self._setup_of(reply)
+        return Opening(self._history.messages(setup.instructions), setup)
+
+    def _reopen(self) -> None:
+        """Sees that the streams of a turn that is not complete were opened with what is known now."""
+        if self._replies and self._replies[0] is self._speaking:
+            self._replies[0].reopen(self._opening_of(self._replies[0]))
+
+    def _make_room(self) -> None:
+        """Forgets what is oldest before the turn that is next, and its reply, go beyond what can be held."""
+        reply = self._replies[0] if self._replies else None
+        if reply is None or reply.is_settled:
+            return
+        setup = self._setup_of(reply)
+        step_count = setup.max_frame_count // FRAMES_PER_STEP
+        if self._history.make_room(
+            reply.turn,
+            context_length=self._stages.context_length,
+            instructions=setup.instructions,
+            reply_step_count=min(step_count, setup.max_step_count or step_count),
+            waiting_bytes=sum(other.turn.size_bytes for other in self._replies if other is not reply),
+        ):
+            self._metrics.history_cuts.inc()
+            self._reopen()
+
+    def _remember_heard(self, spoken: SpokenReply) -> None:
+        if self._history.correct(spoken.heard().text):
+            self._reopen()
+
+    async def _changes_of(self, fields: orchestrator_pb2.ReplySettings, field: str) -> ReplyChanges:
+        with self._idle_limit.busy():
+            return await reply_changes(fields, field=field, facts=self._stages.codec_facts, voices=self._voices)
+
+
+def _listening(opening: SessionSetup) -> Listening:
+    if (vad := opening.vad) is None:
+        return ManualListening(opening.input_format)
+    return DetectedListening(opening.input_format, lambda: ServerVadDetector(vad), padding_ms=vad.prefix_padding_ms)
 
 
 def _log_ending(ending: ReplyEnding) -> None:

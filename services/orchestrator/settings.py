@@ -1,5 +1,6 @@
 """What the orchestrator can be told."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,10 @@ from services.runtime.settings import ServiceSettings
 
 # A name, an IPv4 address, or an IPv6 address in brackets; then a port.
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
+
+# How far a reply may be sent ahead of its listener; or infinitely.
+LEAST_AHEAD_SECONDS = 0.1
+MOST_AHEAD_SECONDS = 3600.0
 
 DEFAULT_INSTRUCTIONS = (
     "You are Chroma, an advanced virtual human created by the FlashLabs. "
@@ -23,6 +28,15 @@ def check_address(address: str) -> str:
     if match is None or not 1 <= int(match[2]) <= 65535:
         raise ValueError(f"an address must be host:port with a port of 1 to 65535, got {address!r}")
     return address
+
+
+def check_ahead(seconds: float) -> float:
+    """The time itself when a reply may be that far ahead of its listener."""
+    if not (LEAST_AHEAD_SECONDS <= seconds <= MOST_AHEAD_SECONDS or seconds == math.inf):
+        raise ValueError(
+            f"it must be {LEAST_AHEAD_SECONDS:g} to {MOST_AHEAD_SECONDS:g} seconds, or infinity, got {seconds:g}"
+        )
+    return seconds
 
 
 Address = Annotated[str, AfterValidator(check_address)]
@@ -42,6 +56,11 @@ class OrchestratorSettings(ServiceSettings):
     instructions: str = Field(
         DEFAULT_INSTRUCTIONS, description="system message of the sessions that give none; empty for no system message"
     )
+    ahead_seconds: Annotated[float, AfterValidator(check_ahead)] = Field(
+        4.0,
+        description="how far replies are made ahead of a listener who began to play at the first packet, in seconds, "
+        "where the session does not say; inf: as fast as can be",
+    )
     idle_seconds: float = Field(
         300.0, gt=0, description="a session ends after this time without a message and without a reply, in seconds"
     )
@@ -56,5 +75,8 @@ class OrchestratorSettings(ServiceSettings):
         4, ge=0, description="most user turns of a session that may wait while an earlier one is answered"
     )
     history_limit_bytes: int = Field(
-        64 * 1024 * 1024, ge=1, description="most that a session may say, sound included, in bytes"
+        64 * 1024 * 1024,
+        ge=1,
+        description="most of a conversation that is kept, sound included, in bytes; before it grows beyond, the oldest "
+        "exchanges are forgotten until half of it is left",
     )

@@ -29,6 +29,9 @@ SERVICES = {
     "speech": speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name,
     "codec": codec_pb2.DESCRIPTOR.services_by_name["CodecService"].full_name,
 }
+# Some 40 frames, which are small: the speech stage is to stop when its frames are not taken. Once it has all steps
+# nothing else holds it back, and HTTP/2 alone would take a minute of speech.
+SPEECH_READ_AHEAD_BYTES = 1024
 # Between two looks at a stage that answers, but not as it should yet.
 RETRY_SECONDS = 0.2
 
@@ -126,11 +129,17 @@ class Stages:
     ) -> None:
         self._deadline_seconds = reply_deadline_seconds
         self._addresses = {"reasoner": reasoner_address, "speech": speech_address, "codec": codec_address}
-        self._channels = {stage: open_channel(address) for stage, address in self._addresses.items()}
+        self._channels = {
+            "reasoner": open_channel(reasoner_address),
+            "speech": open_channel(speech_address, read_ahead_bytes=SPEECH_READ_AHEAD_BYTES),
+            "codec": open_channel(codec_address),
+        }
         self._reasoner = reasoner_pb2_grpc.ReasonerServiceStub(self._channels["reasoner"])
         self._speech = speech_pb2_grpc.SpeechServiceStub(self._channels["speech"])
         self._codec = codec_pb2_grpc.CodecServiceStub(self._channels["codec"])
         self._codec_facts: CodecFacts | None = None
+        self.context_length: int | None = None
+        """Positions that the reasoner can hold, once it has told so."""
 
     @property
     def codec_facts(self) -> CodecFacts:

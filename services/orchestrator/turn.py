@@ -1,19 +1,29 @@
 """One reply: a stream to each stage, and everything relayed between them."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+import contextvars
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
+import numpy as np
 from chroma_mesh.codec.v1 import codec_pb2
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 from chroma_mesh.reasoner.v1 import reasoner_pb2
 from chroma_mesh.speech.v1 import speech_pb2
 from chroma_mesh.types.v1 import types_pb2
 
-from services.orchestrator.metrics import OrchestratorMetrics
+from services.orchestrator.clock import Clock
+from services.orchestrator.heard import Playback, SpokenReply
+from services.orchestrator.metrics import OrchestratorMetrics, StopCause
+from services.orchestrator.pacing import Encode, Pace, Packets
+from services.orchestrator.reply_setup import ReplySetup
+from services.orchestrator.sound_formats import SpokenSound
 from services.orchestrator.stages import CodecFacts, StageCall, Stages
-from services.orchestrator.user_turn import SAMPLE_BYTES, UserTurn
+from services.orchestrator.track import Track
+from services.orchestrator.user_turn import F32, S16, SAMPLE_BYTES, UserTurn
+from services.runtime.errors import InvalidArgument
 
 STOP = types_pb2.FINISH_REASON_STOP
 LENGTH = types_pb2.FINISH_REASON_LENGTH
@@ -22,83 +32,26 @@ CANCELLED = types_pb2.FINISH_REASON_CANCELLED
 # How far a stage may run ahead of the next one: about 10 s of speech.
 STEPS_AHEAD = 64
 FRAMES_AHEAD = 128
+# Frame 2j waits for step j.
+FRAMES_PER_STEP = 2
+# What the reasoner says of a prompt that its context cannot hold.
+TOO_LONG = "the conversation is too long"
 # A listener takes this much silence after the end of the turn for a natural pause.
 FIRST_AUDIO_SECONDS = 0.3
-
-Item = TypeVar("Item")
-
-
-class Track(Generic[Item]):
-    """What one stage gave during a reply, in order, kept until the reply ends.
-
-    The writer waits while the next stage has `ahead` items still to use. That is counted by what the next stage gave in
-    turn: HTTP/2 alone would take thousands of small messages ahead of a stage that has stopped. The reader may begin
-    again at any index, so that what a lost replica was told can be told to the next.
-    """
-
-    def __init__(self, ahead: int) -> None:
-        self.items: list[Item] = []
-        self._ahead = ahead
-        self._used_count = 0
-        self._is_ended = False
-        self._written = asyncio.Event()
-        self._used = asyncio.Event()
-
-    @property
-    def unused_count(self) -> int:
-        """Items that the next stage has still to use."""
-        return len(self.items) - self._used_count
-
-    async def append(self, item: Item) -> None:
-        """Keeps the item, then waits while the next stage is behind."""
-        self.items.append(item)
-        self._written.set()
-        while self.unused_count >= self._ahead and not self._is_ended:
-            self._used.clear()
-            await self._used.wait()
-
-    def use(self, count: int) -> None:
-        """The next stage has used the first `count` items."""
-        self._used_count = min(count, len(self.items))
-        self._used.set()
-
-    def end(self) -> None:
-        """No item follows: the reader stops after the last one, and the writer waits no more."""
-        self._is_ended = True
-        self._written.set()
-        self._used.set()
-
-    async def read(self, first: int = 0) -> AsyncIterator[Item]:
-        """The items from index `first` on, those to come included, until the end."""
-        index = first
-        while True:
-            while index < len(self.items):
-                yield self.items[index]
-                index += 1
-            if self._is_ended:
-                return
-            self._written.clear()
-            await self._written.wait()
 
 
 @dataclass
 class Relayed:
-    """All that was relayed for one reply: enough to begin again at any stage."""
+    """All that was relayed for one reply: with the turn's pieces, enough to begin again at any stage."""
 
     steps: Track[types_pb2.Step] = field(default_factory=lambda: Track(STEPS_AHEAD))
     frames: Track[types_pb2.Frame] = field(default_factory=lambda: Track(FRAMES_AHEAD))
-    # The pieces of text, and the frames whose sound, that the client was sent.
-    texts: list[str] = field(default_factory=list)
-    spoken_step_count: int = 0
+    # Frames whose sound came from the codec, and frames whose sound the client was sent.
+    decoded_frame_count: int = 0
     played_frame_count: int = 0
     # How each stage finished; None while it has not.
     reasoner_reason: types_pb2.FinishReason | None = None
     speech_reason: types_pb2.FinishReason | None = None
-
-    @property
-    def text(self) -> str:
-        """The text that the client was sent."""
-        return "".join(self.texts)
 
     def end(self) -> None:
         """Ends both tracks: nobody waits for them any more."""
@@ -107,15 +60,53 @@ class Relayed:
 
 
 @dataclass(frozen=True)
-class ReplySetup:
-    """What all replies of a session have in common."""
+class SpokenForm:
+    """What a session's listener is sent: its format, and how a frame of it measures."""
 
-    voice_prompt: types_pb2.VoicePrompt
-    input_format: types_pb2.AudioFormat
-    output_format: types_pb2.AudioFormat
-    sampling: types_pb2.Sampling
-    max_frame_count: int
-    max_step_count: int | None
+    audio_format: types_pb2.AudioFormat
+    codec_format: types_pb2.AudioFormat
+    samples_per_frame: int
+    frame_seconds: float
+
+    @classmethod
+    def of(cls, audio_format: types_pb2.AudioFormat, facts: CodecFacts) -> "SpokenForm":
+        """The form of a session's sound: the codec's own where it can make it, else converted from its floats."""
+        is_codecs = audio_format.sample_rate_hz == facts.sample_rate_hz and audio_format.encoding in (S16, F32)
+        floats = types_pb2.AudioFormat(encoding=F32, sample_rate_hz=facts.sample_rate_hz)
+        return cls(
+            audio_format=audio_format,
+            codec_format=audio_format if is_codecs else floats,
+            samples_per_frame=facts.samples_per_frame * audio_format.sample_rate_hz // facts.sample_rate_hz,
+            frame_seconds=facts.samples_per_frame / facts.sample_rate_hz,
+        )
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of a sample that the listener is sent; G.711 has one."""
+        return SAMPLE_BYTES.get(self.audio_format.encoding, 1)
+
+    def encode(self) -> Encode:
+        """Makes what the listener is sent of the codec's sound."""
+        return _AsItIs() if self.codec_format == self.audio_format else _Converted(self.audio_format)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a reply's streams open with."""
+
+    messages: tuple[types_pb2.Message, ...]
+    setup: ReplySetup
+
+    def reasoner_differs(self, other: "Opening") -> bool:
+        """Whether the reasoner would be told something else."""
+        return (self.messages, self.setup.max_step_count) != (other.messages, other.setup.max_step_count)
+
+    def speech_differs(self, other: "Opening") -> bool:
+        """Whether the speech stage would be told something else."""
+        mine, others = self.setup, other.setup
+        return (mine.voice_prompt, mine.sampling, mine.max_frame_count) != (
+            others.voice_prompt, others.sampling, others.max_frame_count,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ReplyEnding:
-    """How a reply ended; its text and frames are those that were sent."""
+    """How a reply ended: its text and steps are those that were heard, its frames those that were sent."""
 
     turn_index: int
     reason: types_pb2.FinishReason
@@ -151,100 +142,240 @@ class Listener(Protocol):
     async def reply_started(self, turn_index: int) -> None:
         """A reply begins."""
 
-    async def text(self, turn_index: int, text: str) -> None:
-        """A piece of its text."""
+    async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
+        """A piece of its text, and where in its sound that begins to be spoken, in samples of the output format."""
 
     async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes) -> None:
-        """Sound of `frame_count` frames from `frame_index` on, PCM in the output format."""
+        """Sound of `frame_count` frames from `frame_index` on, in the output format."""
 
-    async def reply_ended(self, ending: ReplyEnding) -> None:
-        """The reply is complete."""
+    def drop_reply(self, turn_index: int) -> list[orchestrator_pb2.ReplyAudio]:
+        """Forgets what was taken of a reply and has not left yet; returns the sound that did not."""
+        ...
+
+
+class Conversation(Protocol):
+    """What a reply asks of the conversation that it belongs to."""
+
+    def learn_context(self, context_length: int) -> None:
+        """The reasoner holds so many positions."""
+
+    def learn_prompt(self, position_count: int) -> None:
+        """The conversation with this turn took so many."""
+
+    def shorten(self) -> tuple[types_pb2.Message, ...] | None:
+        """A shorter conversation, for the reasoner cannot hold this one; None when there is nothing to leave out."""
+        ...
 
 
 class Reply:
-    """The answer to one user turn, which ended when this is made.
+    """The answer to one user turn, from the turn's first sound on.
 
-    Nothing between the client and the stages is unbounded. A client that does not read fills what HTTP/2 buffers for
-    it (some MB); then the codec's sound stays unread, frames stop at FRAMES_AHEAD and steps at STEPS_AHEAD, and the
-    stages wait in their writes until the client reads, cancels, or the deadline of their calls.
+    The reasoner's and the speech stage's streams open when `run` begins, be the turn complete or not: what was said and
+    the voice are prefilled while the user speaks. The codec's opens when the turn is complete.
+
+    Nothing between the client and the stages is unbounded. Frames are made no further ahead of a listener than its
+    pace allows: steps are held back from the speech stage, which makes no frame without its step, and frames from the
+    codec. A client that does not read fills what HTTP/2 buffers for it (some MB); then the codec's sound stays unread,
+    frames stop at FRAMES_AHEAD and steps at STEPS_AHEAD, and the stages wait in their writes until the client reads,
+    cancels, or the deadline of their calls.
     """
 
     def __init__(
         self,
         turn_index: int,
         turn: UserTurn,
-        setup: ReplySetup,
+        form: SpokenForm,
         *,
+        ahead_seconds: float,
         stages: Stages,
         listener: Listener,
         metrics: OrchestratorMetrics,
+        clock: Clock,
     ) -> None:
         self.turn_index = turn_index
         self.turn = turn
         self.relayed = Relayed()
-        self._setup = setup
+        self.playback = Playback(clock, form.audio_format.sample_rate_hz)
+        self.spoken = SpokenReply(turn_index, self.playback, samples_per_frame=form.samples_per_frame)
+        self._form = form
+        self._pace = Pace(clock, self.playback, frame_seconds=form.frame_seconds, ahead_seconds=ahead_seconds)
         self._stages = stages
         self._listener = listener
         self._metrics = metrics
-        self._is_cancelled = False
+        self._clock = clock
+        # Set while the streams are open.
+        self._opening: Opening | None = None
+        self._context = contextvars.copy_context()
+        self._tasks: asyncio.TaskGroup | None = None
         self._relaying: asyncio.Task[None] | None = None
+        self._reasoning: asyncio.Task[None] | None = None
+        self._speaking: asyncio.Task[None] | None = None
+        # The client was told that the reply begins.
+        self._is_told = asyncio.Event()
+        self._stop_cause: StopCause | None = None
+        self._stopped_at = 0.0
         self._queue_seconds = 0.0
-        self._turn_ended_at = time.perf_counter()
         self._first_step_at: float | None = None
         self._first_frame_at: float | None = None
         self._first_audio_at: float | None = None
         self._last_audio_at: float | None = None
 
-    def cancel(self) -> None:
-        """Stops the reply, also one that is yet to begin; one that has ended stays as it is."""
-        self._is_cancelled = True
+    @property
+    def opening(self) -> Opening:
+        """What the streams were opened with, last."""
+        assert self._opening is not None, "run() comes first"
+        return self._opening
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what it is given with can no longer change: the turn is complete, and its streams are open."""
+        return self._opening is not None and self.turn.is_complete
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped before its end."""
+        return self._stop_cause is not None
+
+    def cancel(self, cause: StopCause) -> bool:
+        """Stops the reply, also one that is yet to begin; returns whether it went on until now."""
+        if self._stop_cause is not None or (self._relaying is not None and self._relaying.done()):
+            return False
+        self._stop_cause, self._stopped_at = cause, self._clock.now()
+        self._metrics.count_stop(cause)
+        self.playback.stop()
         if self._relaying is not None:
             self._relaying.cancel()
+        return True
 
-    async def run(self, history: Sequence[types_pb2.Message]) -> ReplyEnding:
-        """Gives the reply to a conversation; raises what a stage raised, in an exception group."""
-        await self._listener.reply_started(self.turn_index)
-        if not self._is_cancelled:
+    def reopen(self, opening: Opening) -> None:
+        """Opens the streams anew that were opened with something else; the turn is not complete yet."""
+        if self._tasks is None or self._opening is None:
+            return
+        if any(task is not None and task.done() for task in (self._reasoning, self._speaking)):
+            return  # a stream failed, and the reply is about to
+        assert not self.turn.is_ended, "what was said is being answered"
+        before, self._opening = self._opening, opening
+        if opening.reasoner_differs(before):
+            self._open_reasoner(opening)
+        if opening.speech_differs(before):
+            self._open_speech(opening)
+
+    async def run(
+        self,
+        opening: Opening,
+        conversation: Conversation,
+        *,
+        answering: Callable[[], AbstractContextManager[None]],
+    ) -> ReplyEnding | None:
+        """Gives the reply once the turn is complete; None when the turn was given up.
+
+        `answering` makes the block in which the client waits for the reply. Raises what a stage raised, in an exception
+        group.
+        """
+        if self.turn.is_ended and not self.turn.is_complete:
+            return None
+        self._opening, self._conversation = opening, conversation
+        if self._stop_cause is None:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    self._relaying = tasks.create_task(self._relay(history))
+                    self._relaying = tasks.create_task(self._relay())
+                    await self.turn.ended()
+                    if not self.turn.is_complete:
+                        self._relaying.cancel()
+                    elif self._stop_cause is None:
+                        with answering():
+                            await self._listener.reply_started(self.turn_index)
+                            self._is_told.set()
+                            await asyncio.wait({self._relaying})
             finally:
                 self.relayed.end()
-        was_cut = self._is_cancelled and (self._relaying is None or self._relaying.cancelled())
+        if not self.turn.is_complete:
+            return None
+        if not self._is_told.is_set():
+            await self._listener.reply_started(self.turn_index)
+        return self._ending()
+
+    def _ending(self) -> ReplyEnding:
+        was_cut = self._relaying is None or self._relaying.cancelled()
+        if was_cut:
+            if self._relaying is not None:
+                self._metrics.reply_stop.observe(self._clock.now() - self._stopped_at)
+            for dropped in self._listener.drop_reply(self.turn_index):
+                self.relayed.played_frame_count -= dropped.frame_count
+                self.playback.take_back(len(dropped.data) // self._form.sample_bytes)
+        else:
+            self.spoken.is_complete = True
+        heard = self.spoken.heard() if was_cut else self.spoken.said()
         return ReplyEnding(
             turn_index=self.turn_index,
             reason=CANCELLED if was_cut else self._reason(),
-            text=self.relayed.text,
+            text=heard.text,
             frame_count=self.relayed.played_frame_count,
-            step_count=self.relayed.spoken_step_count,
+            step_count=heard.step_count,
             timings=self._timings(),
         )
 
-    async def _relay(self, history: Sequence[types_pb2.Message]) -> None:
+    async def _relay(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            reasoning = tasks.create_task(self._reason_out(history))
-            tasks.create_task(self._speak(reasoning))
-            tasks.create_task(self._play())
+            assert self._opening is not None
+            self._tasks, self._context = tasks, contextvars.copy_context()
+            try:
+                self._open_reasoner(self._opening)
+                self._open_speech(self._opening)
+                await self._is_told.wait()
+            finally:
+                self._tasks = None
+            await self._play()
 
-    async def _reason_out(self, history: Sequence[types_pb2.Message]) -> None:
+    def _open_reasoner(self, opening: Opening) -> None:
+        self._reasoning = self._open(self._reasoning, self._reason_out(opening))
+
+    def _open_speech(self, opening: Opening) -> None:
+        self._speaking = self._open(self._speaking, self._speak(opening.setup))
+
+    def _open(self, before: asyncio.Task[None] | None, relaying: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        # A stream that is opened anew is this turn's, whichever task of the session says so.
+        assert self._tasks is not None
+        if before is not None:
+            before.cancel()
+        return self._tasks.create_task(relaying, context=self._context.copy())
+
+    async def _reason_out(self, opening: Opening) -> None:
+        while True:
+            try:
+                return await self._generate(opening)
+            except InvalidArgument as refusal:
+                shorter = self._conversation.shorten() if self._is_too_long(refusal) else None
+                if shorter is None:
+                    raise
+                opening = self._opening = replace(opening, messages=shorter)
+
+    def _is_too_long(self, refusal: InvalidArgument) -> bool:
+        # The service counts sound and bytes before it knows the prompt, which only the engine does, and refuses.
+        is_refused = refusal.reason == "TOO_LONG" or TOO_LONG in refusal.message
+        return is_refused and not self.relayed.steps.items
+
+    async def _generate(self, opening: Opening) -> None:
         steps = self.relayed.steps
-        async with self._stages.generate(self._reasoner_requests(history)) as call:
+        async with self._stages.generate(self._reasoner_requests(opening)) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
                         self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
+                        self._conversation.learn_context(payload.context_length)
                     case "step":
                         call.expect("step", len(steps.items), payload.index)
-                        self._first_step_at = self._first_step_at or time.perf_counter()
+                        self._first_step_at = self._first_step_at or self._clock.now()
                         await steps.append(payload)
                     case "finished":
                         call.expect("step count", len(steps.items), payload.step_count)
+                        self._conversation.learn_prompt(payload.prompt_token_count)
                         self.relayed.reasoner_reason = payload.reason
                         steps.end()
 
-    async def _speak(self, reasoning: asyncio.Task[None]) -> None:
+    async def _speak(self, setup: ReplySetup) -> None:
         frames, facts = self.relayed.frames, self._stages.codec_facts
-        async with self._stages.generate_frames(self._speech_requests()) as call:
+        async with self._stages.generate_frames(self._speech_requests(setup)) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
@@ -252,94 +383,114 @@ class Reply:
                         self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
                     case "frame":
                         call.expect("frame", len(frames.items), payload.index)
-                        self._first_frame_at = self._first_frame_at or time.perf_counter()
-                        await self._tell_text(call, payload.step_count)
+                        self._first_frame_at = self._first_frame_at or self._clock.now()
+                        await self._tell_text(call, payload.step_count, payload.index)
+                        self.spoken.speak_frame()
                         await frames.append(payload.frame)
+                        await self._pace.until_due(len(frames.items))
                     case "finished":
                         call.expect("frame count", len(frames.items), payload.frame_count)
-                        await self._tell_text(call, payload.step_count)
+                        await self._tell_text(call, payload.step_count, payload.frame_count)
                         self.relayed.speech_reason = payload.reason
                         frames.end()
                         # Whatever the reasoner still has to say will not be spoken.
                         self.relayed.steps.end()
-                        reasoning.cancel()
+                        assert self._reasoning is not None
+                        self._reasoning.cancel()
 
-    async def _tell_text(self, call: StageCall, spoken_step_count: int) -> None:
-        """Sends the text of the steps that are being spoken.
+    async def _tell_text(self, call: StageCall, spoken_step_count: int, frame_index: int) -> None:
+        """Sends the text of the steps that begin to be spoken with this frame.
 
         Not as soon as it is written: how far the reasoner is ahead when speech ends is a matter of time, and neither
         the client's text nor the next turn's history may be.
         """
-        relayed = self.relayed
+        relayed, spoken = self.relayed, self.spoken
         call.expect("more steps than it was sent", False, spoken_step_count > len(relayed.steps.items))
         relayed.steps.use(spoken_step_count)
-        for step in relayed.steps.items[relayed.spoken_step_count : spoken_step_count]:
+        await self._is_told.wait()
+        for step in relayed.steps.items[spoken.step_count : spoken_step_count]:
             if step.text:
-                await self._listener.text(self.turn_index, step.text)
-                relayed.texts.append(step.text)
-            relayed.spoken_step_count += 1
+                await self._listener.text(self.turn_index, step.text, frame_index * self._form.samples_per_frame)
+            spoken.speak_step(step.text)
 
     async def _play(self) -> None:
         relayed, facts = self.relayed, self._stages.codec_facts
-        frame_bytes = facts.samples_per_frame * SAMPLE_BYTES[self._setup.output_format.encoding]
-        async with self._stages.decode(self._codec_requests()) as call:
+        frame_bytes = facts.samples_per_frame * SAMPLE_BYTES[self._form.codec_format.encoding]
+        packets = Packets(
+            self._clock,
+            self.playback,
+            self._form.encode(),
+            self._send,
+            frame_seconds=self._form.frame_seconds,
+            frame_bytes=frame_bytes,
+        )
+        async with asyncio.TaskGroup() as tasks, self._stages.decode(self._codec_requests()) as call:
+            tasks.create_task(packets.run())
             async for kind, payload in call:
                 match kind:
                     case "opened":
                         call.expect("facts", facts, CodecFacts.of(payload))
                         self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
                     case "audio":
-                        call.expect("sound of frame", relayed.played_frame_count, payload.frame_index)
+                        call.expect("sound of frame", relayed.decoded_frame_count, payload.frame_index)
                         call.expect("sound without frames", False, payload.frame_count == 0)
                         call.expect("bytes of sound", payload.frame_count * frame_bytes, len(payload.data))
-                        await self._listener.audio(
-                            self.turn_index, payload.frame_index, payload.frame_count, payload.data
-                        )
-                        relayed.played_frame_count += payload.frame_count
-                        relayed.frames.use(relayed.played_frame_count)
                         self._observe_audio(payload.frame_count)
+                        relayed.decoded_frame_count += payload.frame_count
+                        await packets.add(payload.data)
+                        relayed.frames.use(relayed.decoded_frame_count)
                     case "finished":
                         call.expect("frame count", len(relayed.frames.items), payload.frame_count)
-                        call.expect("sound of frames in all", payload.frame_count, relayed.played_frame_count)
+                        call.expect("sound of frames in all", payload.frame_count, relayed.decoded_frame_count)
+            packets.end()
 
-    async def _reasoner_requests(
-        self, history: Sequence[types_pb2.Message]
-    ) -> AsyncIterator[reasoner_pb2.GenerateRequest]:
+    async def _send(self, frame_index: int, frame_count: int, data: bytes) -> None:
+        await self._listener.audio(self.turn_index, frame_index, frame_count, data)
+        self.relayed.played_frame_count += frame_count
+        self.playback.send(len(data) // self._form.sample_bytes)
+        if self._first_audio_at is None:
+            self._first_audio_at = self._clock.now()
+            self._metrics.first_audio.observe(self._first_audio_at - self.turn.ended_at)
+
+    async def _reasoner_requests(self, opening: Opening) -> AsyncIterator[reasoner_pb2.GenerateRequest]:
         yield reasoner_pb2.GenerateRequest(
             open=reasoner_pb2.GenerateOpen(
-                audio_format=self._setup.input_format,
-                max_step_count=self._setup.max_step_count,
+                audio_format=self.turn.audio_format,
+                max_step_count=opening.setup.max_step_count,
                 due_seconds=FIRST_AUDIO_SECONDS,
             )
         )
-        for message in history:
+        for message in opening.messages:
             yield reasoner_pb2.GenerateRequest(message=message)
-        for index, piece in enumerate(self.turn.pieces()):
+        index = 0
+        async for piece in self.turn.pieces.read():
             part = reasoner_pb2.TurnPart(index=index)
             if isinstance(piece, str):
                 part.text = piece
             else:
                 part.audio = piece
             yield reasoner_pb2.GenerateRequest(part=part)
+            index += 1
         yield reasoner_pb2.GenerateRequest(end=reasoner_pb2.GenerateEnd())
 
-    async def _speech_requests(self) -> AsyncIterator[speech_pb2.GenerateFramesRequest]:
+    async def _speech_requests(self, setup: ReplySetup) -> AsyncIterator[speech_pb2.GenerateFramesRequest]:
         # The voice goes out at once, so that its prefill is done while the reasoner is at its own.
         yield speech_pb2.GenerateFramesRequest(
             open=speech_pb2.GenerateFramesOpen(
-                voice_prompt=self._setup.voice_prompt,
-                sampling=self._setup.sampling,
-                max_frame_count=self._setup.max_frame_count,
+                voice_prompt=setup.voice_prompt,
+                sampling=setup.sampling,
+                max_frame_count=setup.max_frame_count,
                 due_seconds=FIRST_AUDIO_SECONDS,
             )
         )
         async for step in self.relayed.steps.read():
+            await self._pace.until_due(FRAMES_PER_STEP * step.index)
             yield speech_pb2.GenerateFramesRequest(step=step)
         yield speech_pb2.GenerateFramesRequest(end=speech_pb2.GenerateFramesEnd())
 
     async def _codec_requests(self) -> AsyncIterator[codec_pb2.DecodeRequest]:
         yield codec_pb2.DecodeRequest(
-            open=codec_pb2.DecodeOpen(audio_format=self._setup.output_format, due_seconds=FIRST_AUDIO_SECONDS)
+            open=codec_pb2.DecodeOpen(audio_format=self._form.codec_format, due_seconds=FIRST_AUDIO_SECONDS)
         )
         index = 0
         async for frame in self.relayed.frames.read():
@@ -348,11 +499,8 @@ class Reply:
         yield codec_pb2.DecodeRequest(end=codec_pb2.DecodeEnd())
 
     def _observe_audio(self, frame_count: int) -> None:
-        now = time.perf_counter()
-        if self._last_audio_at is None:
-            self._first_audio_at = now
-            self._metrics.first_audio.observe(now - self._turn_ended_at)
-        else:
+        now = self._clock.now()
+        if self._last_audio_at is not None:
             self._metrics.frame_interval.observe((now - self._last_audio_at) / frame_count)
         self._last_audio_at = now
 
@@ -360,14 +508,38 @@ class Reply:
         return LENGTH if LENGTH in (self.relayed.reasoner_reason, self.relayed.speech_reason) else STOP
 
     def _timings(self) -> Timings:
+        ended_at = self.turn.ended_at
         return Timings(
             queue_seconds=self._queue_seconds,
-            first_step_seconds=_between(self._turn_ended_at, self._first_step_at),
+            first_step_seconds=_between(ended_at, self._first_step_at),
             first_frame_seconds=_between(self._first_step_at, self._first_frame_at),
             first_codec_audio_seconds=_between(self._first_frame_at, self._first_audio_at),
-            first_audio_seconds=_between(self._turn_ended_at, self._first_audio_at),
-            total_seconds=time.perf_counter() - self._turn_ended_at,
+            first_audio_seconds=_between(ended_at, self._first_audio_at),
+            total_seconds=self._clock.now() - ended_at,
         )
+
+
+class _AsItIs:
+    """The codec's sound in the listener's own format."""
+
+    def speak(self, data: bytes) -> bytes:
+        return data
+
+    def end(self) -> bytes:
+        return b""
+
+
+class _Converted:
+    """The codec's floats in the listener's format."""
+
+    def __init__(self, audio_format: types_pb2.AudioFormat) -> None:
+        self._sound = SpokenSound(audio_format)
+
+    def speak(self, data: bytes) -> bytes:
+        return self._sound.speak(np.frombuffer(data, "<f4"))
+
+    def end(self) -> bytes:
+        return self._sound.end()
 
 
 def _between(start: float | None, end: float | None) -> float:

@@ -1,5 +1,6 @@
 """Schedules the reasoner's slots: one piece of a prefill and one token of every reply, in turn."""
 
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -130,6 +131,8 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
             reading.take(stream.take())
         if ended and not reading.is_complete:
             reading.complete()
+            # However early the stream was opened, nobody has waited for it before.
+            stream.due_at = max(stream.due_at, time.perf_counter())
         if reading.is_behind and not stream.is_in_queue:
             stream.is_in_queue = True
             self._prefilling.add(stream, self._prefill(stream, reading))
@@ -202,7 +205,6 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
             low, high = max(begin, first), min(begin + len(encoded), end)
             embeddings[low - first : high - first] = encoded[low - begin : high - begin].to(embeddings.dtype)
         (chunk,) = chunks(embeddings, self.prefill_chunk, cache, first)
-        self.kept.keep(stream.slot, places[:first])
         try:
             hidden = self.model.prefill(chunk, cache.slot(stream.slot))
         except Exception:

@@ -52,6 +52,8 @@ class HeardClip:
         self.is_complete = False
         # How often an identity was added or changed.
         self.revision = 0
+        self._identities = np.empty(0, np.int64)
+        self._identities_revision = 0
         self._mel_block = mel_block
         self._mel = mel
         self._features = ClipFeatures(mel)
@@ -76,15 +78,13 @@ class HeardClip:
             self._complete()
 
     @property
-    def position_count(self) -> int:
-        """Positions of the blocks that are known."""
-        return sum(block.position_count for block in self.blocks)
-
-    @property
     def identities(self) -> Identities:
         """Of the positions of the blocks that are known: places in these blocks, which no token is equal to."""
-        places = [-1 - block.identity - np.arange(block.position_count) for block in self.blocks]
-        return np.concatenate([np.empty(0, np.int64), *places])
+        if self._identities_revision != self.revision:
+            places = [-1 - block.identity - np.arange(block.position_count) for block in self.blocks]
+            self._identities = np.concatenate([np.empty(0, np.int64), *places])
+            self._identities_revision = self.revision
+        return self._identities
 
     @property
     def can_advance(self) -> bool:
@@ -112,7 +112,7 @@ class HeardClip:
                 block.identity, block.embeddings = identity, None
                 self.revision += 1
         new = self._spans()[len(self.blocks) :]
-        for first, end in new[: MOST_IDENTITIES - len(changed)]:
+        for first, end in new[: max(MOST_IDENTITIES - len(changed), 0)]:
             block = Block(first, end, self._features.lowest(first, end), floor, identity=0)
             block.identity = self._identity(block)
             self.blocks.append(block)

@@ -28,6 +28,14 @@ class PlacedBlock:
     block: Block
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A turn, and the tokens of what stands before each clip of the conversation with it and after the last."""
+
+    parts: list[str | Clip]
+    texts: list[Identities]
+
+
 class LivePrompt:
     """Knows at any time with which positions the prompt begins, as far as they can be told from what has come.
 
@@ -54,6 +62,7 @@ class LivePrompt:
         self._is_whole = False
         self._is_behind = False
         self._encoded: dict[str, Identities] = {}
+        self._rendered: Rendered | None = None
         self._texts: list[Identities] | None = None
         self._places: Identities | None = None
         self._spans: tuple[tuple[int, int], ...] = ()
@@ -167,11 +176,16 @@ class LivePrompt:
 
     def _encode(self) -> list[Identities]:
         """Tokens of what stands before each clip and, when the input is complete, after the last."""
-        if self.is_complete:
-            parts = self._parts
-        else:
-            last = max((index for index, part in enumerate(self._parts) if isinstance(part, Clip)), default=-1)
-            parts = self._parts[: last + 1] or [TO_COME]
+        parts = self._parts
+        if not self.is_complete:
+            last = max((index for index, part in enumerate(parts) if isinstance(part, Clip)), default=-1)
+            parts = parts[: last + 1] or [TO_COME]
+        # A turn that ends as was taken for granted leaves nothing to be rendered at its end.
+        if self._rendered is None or self._rendered.parts != parts:
+            self._rendered = Rendered(list(parts), self._render(parts))
+        return self._rendered.texts if self.is_complete else self._rendered.texts[:-1]
+
+    def _render(self, parts: list[str | Clip]) -> list[Identities]:
         turns = [*self._history, *([Turn("user", tuple(parts))] if parts else [])]
         if not turns:
             raise Refused("the conversation is empty: expected at least one message or a turn")
@@ -181,8 +195,7 @@ class LivePrompt:
         for text in texts:
             if text not in self._encoded:
                 self._encoded[text] = identities(self._tokenizer.encode(text))
-        encoded = [self._encoded[text] for text in texts]
-        return encoded if self.is_complete else encoded[:-1]
+        return [self._encoded[text] for text in texts]
 
     def _refuse_special_tokens(self, turns: list[Turn]) -> None:
         for turn in turns:

@@ -12,11 +12,12 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MultiCallable = TypeVar("MultiCallable", bound=Callable[..., Any])
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, *, read_ahead_bytes: int | None = None) -> grpc.aio.Channel:
     """A channel to `address` ("host:port", or any gRPC target) whose calls carry the ids of their context.
 
-    Messages may have up to 16 MiB; a peer that is silently gone is noticed within 20 seconds. To be closed, or used
-    with `async with`.
+    Messages may have up to 16 MiB; a peer that is silently gone is noticed within 20 seconds. `read_ahead_bytes` is
+    what a peer may send of one call before it is read; by default HTTP/2 finds that out, 64 KiB or more. To be closed,
+    or used with `async with`.
     """
     options = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -28,6 +29,8 @@ def open_channel(address: str) -> grpc.aio.Channel:
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
+    if read_ahead_bytes is not None:
+        options += [("grpc.http2.lookahead_bytes", read_ahead_bytes), ("grpc.http2.bdp_probe", 0)]
     return IdentifiedChannel(grpc.aio.insecure_channel(address, options=options))
 
 

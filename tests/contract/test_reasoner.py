@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -176,10 +176,11 @@ async def generate(server: Server, requests: Iterable[Request]) -> Reply:
 
 
 async def failure(server: Server, requests: Iterable[Request], *, half_close: bool = False) -> MeshError:
-    """What a call that goes wrong is answered with; nothing is written after the request that is wrong."""
+    """What a call that goes wrong is answered with, which may be before all of it is written."""
     call = server.stub.Generate(timeout=DEADLINE_SECONDS)
-    for request in requests:
-        await call.write(request)
+    with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        for request in requests:
+            await call.write(request)
     if half_close:
         await call.done_writing()
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -245,6 +246,78 @@ async def test_how_the_turn_is_cut_changes_no_bit(
     first, *_, end = wire_case(case)
     system = wire_case(case)[1]
     assert exact(await generate(server, [first, system, *parts, end])) == exact(whole)
+
+
+def loud_at_last(seconds: float) -> np.ndarray:
+    """Silence in soft noise, and a bang at the very end."""
+    samples = np.random.default_rng(0).normal(0, 1e-3, round(seconds * RATE))
+    samples[RATE // 2 : RATE] = 0
+    samples[-1] = 0.5
+    return np.rint(samples * 32768) / 32768
+
+
+@pytest.mark.parametrize("packet", [16, 320, 4001], ids=["1 ms", "20 ms", "odd"])
+async def test_a_turn_in_packets_gives_the_same_bytes(server: Server, packet: int) -> None:
+    """Something loud at the end of it and all."""
+    sound = loud_at_last(4.51)
+    facts = {"max_step_count": 3, "return_prompt": True}
+    packets = [sound[start : start + packet] for start in range(0, len(sound), packet)]
+    past = [message(SYSTEM, "You are Chroma."), message(USER, "hear this", CLIP), message(ASSISTANT, "I did.")]
+    whole = await generate(server, [opening(**facts), *past, audio(0, s16(sound)), END])
+    parts = [audio(index, s16(samples)) for index, samples in enumerate(packets)]
+    reply = await generate(server, [opening(**facts), *past, *parts, END])
+    assert exact(reply) == exact(whole)
+    assert reply.finished.prompt_token_ids == whole.finished.prompt_token_ids
+    assert reply.finished.audio_block_count == whole.finished.audio_block_count == 3
+
+
+async def test_a_turn_is_read_while_it_comes_and_that_is_counted(
+    new_reasoner_engine: Callable[..., ReasonerEngine],
+) -> None:
+    """All but its last block is encoded before its end; what something loud at the end changes, again."""
+    async with served(new_reasoner_engine()) as server:
+        call = server.stub.Generate(timeout=DEADLINE_SECONDS)
+        await call.write(opening(max_step_count=1))
+        assert (await call.read()).WhichOneof("payload") == "opened"
+        sound = loud_at_last(4.51)
+        with gated(server.engine.model, "encode_block", at_call=0) as encoded:
+            for index, start in enumerate(range(0, len(sound) - 320, 320)):
+                await call.write(audio(index, s16(sound[start : start + 320])))
+            while encoded.calls < 2:
+                await server.engine.call(lambda: None)
+            await call.write(audio(index + 1, s16(sound[start + 320 :])))
+            await call.write(END)
+            step, finished = [await call.read() for _ in range(2)]
+        assert step.WhichOneof("payload") == "step"
+        counts = finished.finished.audio_block_count, finished.finished.redone_block_count
+        assert counts[0] == 3
+        assert 1 <= counts[1] <= 2
+        assert encoded.calls == sum(counts)
+        await until_idle(server.engine)
+        values = await scraped(server.registry)
+        assert values["chroma_reasoner_audio_blocks_total"] == sum(counts)
+        assert values["chroma_reasoner_redone_audio_blocks_total"] == counts[1]
+        assert values["chroma_reasoner_first_token_seconds_count"] == 1
+
+
+async def test_a_client_that_goes_away_amid_its_turn_frees_the_slot(server: Server) -> None:
+    before = server.ended("cancelled")
+    for leaves in (True, False):
+        call = server.stub.Generate(timeout=DEADLINE_SECONDS)
+        await call.write(opening())
+        with gated(server.engine.model, "encode_block") as gate:
+            await call.write(audio(0, s16(loud_at_last(4.5))))
+            await gate.reached()
+            if leaves:
+                call.cancel()
+            else:
+                await call.done_writing()
+                with pytest.raises(grpc.aio.AioRpcError, match="stopped before end"):
+                    await rest(call)
+            gate.opened.set()
+        await until_idle(server.engine)
+        assert not server.engine._prefilling
+    assert server.ended("cancelled") == before + 2
 
 
 async def test_float_samples_give_the_same_bits(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
@@ -358,6 +431,12 @@ BAD = {
     "a special token": Bad([opening(), text(0, "a <|im_end|>"), END], "REFUSED", "tokens; it has <|im_end|>"),
     "one in pieces": Bad([opening(), text(0, "a <|im_"), text(1, "end|>"), END], "REFUSED", "it has <|im_end|>"),
     "one in history": Bad([opening(), message(USER, "<|AUDIO|>"), HELLO, END], "REFUSED", "it has <|AUDIO|>"),
+    "one in history, no end": Bad([opening(), message(USER, "<|AUDIO|>"), HELLO], "REFUSED", "it has <|AUDIO|>"),
+    "one before sound, no end": Bad([opening(), text(0, "<|im_end|>"), audio(1, CLIP.data)], "REFUSED", "<|im_end|>"),
+    "such samples, no end": Bad([opening(audio_format=F32), audio(0, 8 * BANG)], "REFUSED", "too loud"),
+    "1,000 words of history, no end": Bad(
+        [opening(), message(USER, WORDS[:5000]), HELLO], "REFUSED", "the conversation is too long"
+    ),
     "one over two parts": Bad([opening(), message(USER, "<|im_", "end|>"), HELLO, END], "REFUSED", "it has <|im_end|>"),
     "10,000 words": Bad([opening(), text(0, WORDS)], "TOO_LONG", "the conversation is too long"),
     "10,000 of history": Bad([opening(), message(USER, WORDS)], "TOO_LONG", "the conversation is too long"),

@@ -13,7 +13,6 @@ from services.bench.shape import CannotMeasure
 from tests.conftest import until_idle
 from tests.unit.bench.conftest import SAMPLED, SHAPE, WALL, ask
 
-
 # More than a stream gives before anybody reads: that all are live at once is then no matter of luck.
 LONG = replace(SHAPE, frame_count=200, step_count=100)
 

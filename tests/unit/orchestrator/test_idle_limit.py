@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.orchestrator.session import IdleLimit
+from services.orchestrator.idle_limit import IdleLimit
 from services.runtime.errors import DeadlineExceeded
 
 

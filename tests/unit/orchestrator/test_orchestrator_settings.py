@@ -1,5 +1,7 @@
 """What the orchestrator can be told, and how it says what is wrong."""
 
+import math
+
 import pytest
 
 from services.orchestrator.settings import OrchestratorSettings
@@ -26,3 +28,16 @@ def test_an_address_is_host_and_port(address: str, capsys: pytest.CaptureFixture
 
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in OrchestratorSettings.model_fields.values())
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("0.1", 0.1), ("3600", 3600), ("inf", math.inf)])
+def test_how_far_a_reply_may_be_ahead(given: str, seconds: float) -> None:
+    settings = load(OrchestratorSettings, [*ADDRESSES, f"--ahead-seconds={given}"], stage="orchestrator")
+    assert settings.ahead_seconds == seconds
+
+
+@pytest.mark.parametrize("given", ["0", "0.05", "3601", "nan", "-inf"])
+def test_how_far_is_too_far_or_too_little(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(OrchestratorSettings, [*ADDRESSES, f"--ahead-seconds={given}"], stage="orchestrator")
+    assert "must be 0.1 to 3600 seconds, or infinity" in capsys.readouterr().err

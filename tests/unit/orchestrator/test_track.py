@@ -1,4 +1,4 @@
-"""What a reply keeps of what was relayed."""
+"""What flows through a reply, and what is kept of it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.orchestrator.turn import Track
+from services.orchestrator.track import Track
 
 
 async def collect(items: AsyncIterator[int]) -> list[int]:

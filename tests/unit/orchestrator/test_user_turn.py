@@ -1,5 +1,6 @@
 """What the user says does not depend on how it was cut into messages."""
 
+import asyncio
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -8,14 +9,28 @@ from chroma_mesh.types.v1 import types_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.orchestrator.user_turn import MAXIMUM_SECONDS, SAMPLE_RATE_HZ, UserTurn
+from services.orchestrator.sound_formats import HeardSound
+from services.orchestrator.user_turn import MAXIMUM_SECONDS, PIECE_SECONDS, UserTurn, relayed_format
 from services.runtime.errors import InvalidArgument
+from tests.unit.orchestrator.fake_clock import FakeClock
 
-S16 = types_pb2.AudioFormat(encoding=types_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=SAMPLE_RATE_HZ)
-F32 = types_pb2.AudioFormat(encoding=types_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=SAMPLE_RATE_HZ)
-CLIP = np.arange(2 * SAMPLE_RATE_HZ, dtype="<i2").tobytes()
+RATE_HZ = 16_000
+S16, F32, ULAW = (
+    types_pb2.AUDIO_ENCODING_PCM_S16LE,
+    types_pb2.AUDIO_ENCODING_PCM_F32LE,
+    types_pb2.AUDIO_ENCODING_MULAW,
+)
+CLIP = np.random.default_rng(0).integers(-32768, 32767, 2 * RATE_HZ, dtype="<i2", endpoint=True).tobytes()
 
-part = st.one_of(st.text(min_size=1, max_size=5), st.integers(320, 40_000).map(lambda count: CLIP[: 2 * count]))
+part = st.one_of(st.text(min_size=1, max_size=5), st.integers(1, 40_000).map(lambda count: CLIP[: 2 * count]))
+
+
+def new_turn(encoding: types_pb2.AudioEncoding = S16) -> UserTurn:
+    return UserTurn(types_pb2.AudioFormat(encoding=encoding, sample_rate_hz=RATE_HZ), FakeClock())
+
+
+def samples(data: bytes) -> np.ndarray:
+    return HeardSound(types_pb2.AudioFormat(encoding=S16, sample_rate_hz=RATE_HZ)).hear(data)
 
 
 def cut(thing: str | bytes, at: list[int]) -> list[str | bytes]:
@@ -27,60 +42,104 @@ def add(turn: UserTurn, thing: str | bytes) -> None:
     if isinstance(thing, str):
         turn.add_text(thing)
     else:
-        turn.add_audio(thing)
+        turn.add_audio(samples(thing))
+
+
+def joined(things: list[str | bytes]) -> list[str | bytes]:
+    """Neighbours of a kind as one; what is too short to be heard is left out."""
+    whole = [type(group[0])().join(group) for group in (list(group) for _, group in groupby(things, type))]
+    kept = [thing for thing in whole if isinstance(thing, str) or len(thing) >= 640]
+    return kept if len(kept) == len(whole) else joined(kept)
 
 
 @given(parts=st.lists(part, min_size=1, max_size=6), at=st.lists(st.integers(0, 80_000), max_size=6))
 def test_only_the_sequence_counts(parts: list[str | bytes], at: list[int]) -> None:
-    whole, pieces = UserTurn(S16), UserTurn(S16)
-    for thing in parts:
-        add(whole, thing)
-        for piece in cut(thing, at):
-            add(pieces, piece)
-    for turn in (whole, pieces):
+    expected = joined(parts)
+    for turn, edges in ((new_turn(), []), (new_turn(), at)):
+        for thing in parts:
+            for piece in cut(thing, edges):
+                add(turn, piece)
+        if not expected:
+            with pytest.raises(InvalidArgument):
+                turn.complete()
+            continue
         turn.complete()
-    assert whole.message() == pieces.message()
-    assert list(whole.pieces()) == list(pieces.pieces())
-    joined = [group for _, group in groupby(whole.pieces(), type)]
-    assert [kind for kind, _ in groupby(parts, type)] == [
-        {"text": str, "audio": bytes}[content.WhichOneof("content")] for content in whole.message().parts
-    ]
-    assert len(joined) == len(whole.message().parts)
-    assert b"".join(piece for piece in whole.pieces() if isinstance(piece, bytes)) == b"".join(
-        thing for thing in parts if isinstance(thing, bytes)
-    )
+        assert joined(turn.pieces.items) == expected
+        message = turn.message()
+        assert [part.text or part.audio.data for part in message.parts] == expected
+        assert turn.size_bytes == sum(len(it.encode() if isinstance(it, str) else it) for it in expected)
+        # Short enough to be worked on while the user speaks, long enough to be few.
+        pieces = [piece for piece in turn.pieces.items if isinstance(piece, bytes)]
+        assert all(len(piece) <= 2 * PIECE_SECONDS * RATE_HZ for piece in pieces)
+        assert len(pieces) <= turn.seconds / PIECE_SECONDS + len(expected)
+
+
+@given(at=st.lists(st.integers(0, 2 * RATE_HZ), max_size=10).map(sorted))
+def test_the_pieces_themselves_do_not_depend_on_the_packets(at: list[int]) -> None:
+    whole, packets = new_turn(), new_turn()
+    whole.add_audio(samples(CLIP))
+    for start, end in pairwise([0, *at, 2 * RATE_HZ]):
+        packets.add_audio(samples(CLIP)[start:end])
+    for turn in (whole, packets):
+        turn.complete()
+    assert whole.pieces.items == packets.pieces.items
+
+
+async def test_pieces_are_there_before_the_end() -> None:
+    turn = new_turn()
+    seen: list[str | bytes] = []
+
+    async def read() -> None:
+        async for piece in turn.pieces.read():
+            seen.append(piece)
+
+    reading = asyncio.create_task(read())
+    turn.add_audio(samples(CLIP[:12_802]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert seen == [CLIP[:6400], CLIP[6400:12_800]]
+    turn.complete()
+    await reading
+    assert seen[2:] == [CLIP[12_800:12_802]]
+    assert turn.is_ended
+    await turn.ended()
+
+
+def test_integers_are_kept_as_integers_and_floats_as_floats() -> None:
+    for encoding, rate_hz, kept in ((S16, 8_000, S16), (ULAW, 8_000, S16), (F32, 48_000, F32)):
+        form = relayed_format(types_pb2.AudioFormat(encoding=encoding, sample_rate_hz=rate_hz))
+        assert (form.encoding, form.sample_rate_hz) == (kept, RATE_HZ)
+    turn = new_turn(F32)
+    turn.add_audio(samples(CLIP))
+    turn.complete()
+    assert turn.message().parts[0].audio.data == samples(CLIP).tobytes()
 
 
 def test_the_longest_turn_is_refused_as_soon_as_it_is_too_long() -> None:
-    turn = UserTurn(F32)
-    second = bytes(4 * SAMPLE_RATE_HZ)
+    turn = new_turn(F32)
     for _ in range(int(MAXIMUM_SECONDS)):
-        turn.add_audio(second)
+        turn.add_audio(np.zeros(RATE_HZ, np.float32))
     turn.add_text("text does not count")
     with pytest.raises(InvalidArgument, match=r"at most 300 s of audio, got 300\.0001 s") as raised:
-        turn.add_audio(bytes(4))
+        turn.add_audio(np.zeros(1, np.float32))
     assert raised.value.reason == "AUDIO_TOO_LONG"
-
-
-def test_what_is_no_audio_is_refused() -> None:
-    for audio_format, data, reason in (
-        (S16, b"a", "PARTIAL_SAMPLE"),
-        (F32, bytes(6), "PARTIAL_SAMPLE"),
-        (F32, np.array([np.inf], "<f4").tobytes(), "NON_FINITE"),
-    ):
-        with pytest.raises(InvalidArgument) as raised:
-            UserTurn(audio_format).add_audio(data)
-        assert raised.value.reason == reason
 
 
 def test_a_turn_needs_something_to_hear_or_read() -> None:
     for audio, reason in ((b"", "EMPTY_TURN"), (CLIP[:638], "AUDIO_TOO_SHORT")):
-        turn = UserTurn(S16)
-        turn.add_audio(audio)
+        turn = new_turn()
+        turn.add_audio(samples(audio))
         with pytest.raises(InvalidArgument) as raised:
             turn.complete()
         assert raised.value.reason == reason
-    turn = UserTurn(S16)
-    turn.add_audio(CLIP[:640])
+    turn = new_turn()
+    turn.add_audio(samples(CLIP[:640]))
     turn.complete()
-    assert list(turn.pieces()) == [CLIP[:640]]
+    assert turn.pieces.items == [CLIP[:640]]
+
+
+def test_a_turn_that_is_given_up_is_not_complete() -> None:
+    turn = new_turn()
+    turn.add_text("hel")
+    turn.abandon()
+    assert (turn.is_ended, turn.is_complete) == (True, False)

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -415,6 +415,19 @@ async def test_a_turn_that_is_still_spoken_does_not_delay_one_that_has_ended(
             assert stream.column > 14 * BLOCK_POSITIONS
     async with started(new_engine()) as engine:
         assert read == await at_once(engine, [SYSTEM, turn(noise(9), "what was that?")])
+
+
+async def test_of_turns_that_have_ended_the_first_is_due_first(new_engine: NewEngine) -> None:
+    """Whichever began first; one whose listener has time is due later."""
+    streams = [ReasonerStream(STEP_COUNT) for _ in range(3)]
+    streams[1].due_seconds = 60.0
+    async with started(new_engine(slot_count=3)) as engine, AsyncExitStack() as opened:
+        for stream in streams:
+            await opened.enter_async_context(engine.open(stream))
+            await stream.send(noise(1))
+        for stream in reversed(streams):
+            await finished(stream)
+    assert streams[2].due_at < streams[0].due_at < streams[1].due_at
 
 
 async def test_leaving_amid_a_turn_frees_all(new_engine: NewEngine) -> None:

@@ -16,12 +16,13 @@ from services.reasoner import weights
 from services.reasoner.engine import ReasonerEngine, ReasonerStream
 from services.reasoner.features import MelFeatures
 from services.reasoner.model import ReasonerModel
-from services.reasoner.prompt import Clip, Turn
+from services.reasoner.prompt import Clip, History, Turn
 from tests.conftest import GOLDEN, started
-from tests.unit.stream_visits import DEVICES, Visit, random_visits, threads, visit
+from tests.unit.stream_visits import DEVICES, Visit, random_visits, rounds, threads, visit
 
 ALONE = Visit()
 STEP_COUNT = 6
+LIVE_PIECE = 4000
 CHECKPOINTS = {"golden": str(GOLDEN / "checkpoint"), "small": "random:small"}
 
 Steps = list[tuple[int, bytes]]
@@ -86,12 +87,24 @@ def new_reasoning() -> Callable[[str, str], Reasoning]:
     return make
 
 
-async def write(engine: ReasonerEngine, turns: list[Turn], plan: Visit = ALONE) -> tuple[Steps, int]:
-    """One reply's steps, and how many positions of its prompt were found."""
+async def write(
+    engine: ReasonerEngine, turns: list[Turn], plan: Visit = ALONE, *, is_live: bool = False
+) -> tuple[Steps, int]:
+    """One reply's steps, and how many positions of its prompt were found. `is_live`: its turn comes piece by piece."""
     stream = ReasonerStream(STEP_COUNT)
 
+    kinds = [type(part) for part in turns[-1].parts]
+
     async def feed() -> None:
-        await stream.send(turns)
+        if is_live and kinds != [Clip, Clip]:  # which would be one clip
+            await stream.send(History(tuple(turns[:-1])))
+            for part in turns[-1].parts:
+                whole = part if isinstance(part, str) else part.samples
+                for start in range(0, len(whole), LIVE_PIECE):
+                    await stream.send(whole[start : start + LIVE_PIECE])
+                    await rounds(engine, 1)
+        else:
+            await stream.send(turns)
         stream.end()
 
     steps = [(step.token_id, step.hidden_state.tobytes()) for step in await visit(engine, stream, feed, plan)]
@@ -152,7 +165,7 @@ async def test_replies_that_come_and_go_equal_those_written_alone(
         async with started(engine):
             for seed in range(2):
                 plans = random_visits(slot_count + 10 * prefill_chunk + seed, len(expected))
-                written = await asyncio.gather(*map(partial(write, engine), conversations(), plans))
+                written = await asyncio.gather(*map(partial(write, engine, is_live=seed == 1), conversations(), plans))
                 for (steps, _), whole, plan in zip(written, expected, plans, strict=True):
                     assert steps == whole[: plan.leave_after]
     assert any(found for _, found in written) == finds_prefixes

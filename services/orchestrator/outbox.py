@@ -1,0 +1,115 @@
+"""What waits to be written to a session's client."""
+
+import asyncio
+from collections import deque
+from dataclasses import asdict
+
+import grpc
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2
+
+from services.orchestrator.turn import ReplyEnding
+
+# Pieces of a reply that may wait to be written; a reply waits when the client does not read them.
+OUTBOX_LIMIT = 8
+
+Responses = grpc.aio.ServicerContext[orchestrator_pb2.ConverseRequest, orchestrator_pb2.ConverseResponse]
+
+
+class Outbox:
+    """Writes a session's messages, one at a time, in the order in which they came.
+
+    All go through one task: a write that is cancelled half-way, as a cancelled reply's would be, spoils the call.
+    """
+
+    def __init__(self, context: Responses) -> None:
+        self._context = context
+        self._waiting: deque[orchestrator_pb2.ConverseResponse] = deque()
+        self._is_ended = False
+        self._put = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    async def run(self) -> None:
+        """Writes until the end."""
+        while True:
+            while self._waiting:
+                message = self._waiting.popleft()
+                self._taken.set()
+                await self._context.write(message)
+            if self._is_ended:
+                return
+            self._put.clear()
+            await self._put.wait()
+
+    def end(self) -> None:
+        """Lets `run` return when everything is written."""
+        self._is_ended = True
+        self._put.set()
+
+    def opened(self, opened: orchestrator_pb2.ConverseOpened) -> None:
+        """The session is open."""
+        self._keep(orchestrator_pb2.ConverseResponse(opened=opened))
+
+    def speech_started(self, turn_index: int, audio_sample: int) -> None:
+        """The user begins to speak.
+
+        It waits for no room, for the stop of a reply is to be told before its end: turns are few, and their number is
+        bounded as replies are.
+        """
+        started = orchestrator_pb2.SpeechStarted(turn_index=turn_index, audio_sample=audio_sample)
+        self._keep(orchestrator_pb2.ConverseResponse(speech_started=started))
+
+    def speech_stopped(self, turn_index: int, audio_sample: int) -> None:
+        """The user has stopped to speak."""
+        stopped = orchestrator_pb2.SpeechStopped(turn_index=turn_index, audio_sample=audio_sample)
+        self._keep(orchestrator_pb2.ConverseResponse(speech_stopped=stopped))
+
+    async def reply_started(self, turn_index: int) -> None:
+        """A reply begins."""
+        started = orchestrator_pb2.ReplyStarted(turn_index=turn_index)
+        await self._append(orchestrator_pb2.ConverseResponse(reply_started=started))
+
+    async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
+        """A piece of its text."""
+        piece = orchestrator_pb2.ReplyText(turn_index=turn_index, text=text, audio_sample=audio_sample)
+        await self._append(orchestrator_pb2.ConverseResponse(text=piece))
+
+    async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes) -> None:
+        """A piece of its sound."""
+        piece = orchestrator_pb2.ReplyAudio(
+            turn_index=turn_index, frame_index=frame_index, frame_count=frame_count, data=data
+        )
+        await self._append(orchestrator_pb2.ConverseResponse(audio=piece))
+
+    def drop_reply(self, turn_index: int) -> list[orchestrator_pb2.ReplyAudio]:
+        """Forgets the text and sound of a reply that were not written yet; returns the latter."""
+        dropped = []
+        for _ in range(len(self._waiting)):
+            message = self._waiting.popleft()
+            if message.WhichOneof("payload") == "audio" and message.audio.turn_index == turn_index:
+                dropped.append(message.audio)
+            elif message.WhichOneof("payload") != "text" or message.text.turn_index != turn_index:
+                self._waiting.append(message)
+        self._taken.set()
+        return dropped
+
+    async def reply_ended(self, ending: ReplyEnding) -> None:
+        """The reply is complete."""
+        ended = orchestrator_pb2.ReplyEnded(
+            turn_index=ending.turn_index,
+            reason=ending.reason,
+            text=ending.text,
+            frame_count=ending.frame_count,
+            step_count=ending.step_count,
+            timings=orchestrator_pb2.ReplyTimings(**asdict(ending.timings)),
+        )
+        await self._append(orchestrator_pb2.ConverseResponse(reply_ended=ended))
+
+    async def _append(self, message: orchestrator_pb2.ConverseResponse) -> None:
+        while len(self._waiting) >= OUTBOX_LIMIT:
+            self._taken.clear()
+            await self._taken.wait()
+        self._keep(message)
+
+    def _keep(self, message: orchestrator_pb2.ConverseResponse) -> None:
+        self._waiting.append(message)
+        self._put.set()
