@@ -1,10 +1,10 @@
-# setup · demo · protos · check · test · bench · gpu · help; CI runs these targets and nothing else.
+# setup · demo · protos · check · audit · test · faults · bench · gpu · help; CI runs these targets and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: help setup demo protos check test bench gpu
+.PHONY: help setup demo protos check audit test faults bench gpu
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,7 +27,7 @@ generated/stamp: $(STAMP) $(PROTOS) protos/build_stubs.py
 demo: setup ## a mesh on an embedded checkpoint answers a spoken question: reply.wav
 	$(BIN)/chroma-mesh demo --out reply.wav
 
-check: setup ## formatting, lint, types, import rules, protos
+check: setup ## formatting, lint, types, import rules, protos, secrets, dependencies that fit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,10 +35,21 @@ check: setup ## formatting, lint, types, import rules, protos
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/buf breaking protos --against protos/released.binpb
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify
+	$(BIN)/pip check
+
+# Asks a service on the network about every version in constraints.txt, so it is no part of check.
+audit: ## known vulnerabilities of the dependencies; needs pypi.org
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install -q 'pip-audit>=2.9,<3'
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # Two workers on two cores: a product that took both would wait for the other worker.
 test: setup ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+faults: setup ## hundreds of replies while replicas are killed, stopped, drained and cut off, in about 15 minutes
+	FAULT_COUNT=300 OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/faults
 
 # 128 frames to 38 steps: the published 485 to 144 in little. One thread a stage, in the mesh as in one process.
 bench: setup ## how fast the mesh is on this machine, in about 5 minutes: bench/

@@ -7,6 +7,7 @@ async with client.connect("127.0.0.1:50050") as mesh, mesh.session() as session:
         ...
 """
 
+from client.access import Access
 from client.connection import Mesh, connect
 from client.errors import ClientError, InputError, MeshError
 from client.events import (
@@ -29,6 +30,7 @@ from client.voice import Voice, VoiceExample
 __all__ = [
     "USER_RATE_HZ",
     "VOICE_RATE_HZ",
+    "Access",
     "Audio",
     "ClientError",
     "Encoding",

@@ -118,7 +118,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_audio(path: Path, samples: Samples, sample_rate_hz: int) -> None:
-    """Writes mono float32 samples, clipped to -1 ..= 1, as a 16-bit WAV."""
+    """Writes float32 samples of shape [samples], or [samples, channels], clipped to -1 ..= 1, as a 16-bit WAV."""
     integers = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
     wav = BytesIO()
     soundfile.write(wav, integers, sample_rate_hz, format="WAV", subtype="PCM_16")

@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.access import Access
+from client.api_key import KeyLimits, Scope, new_key
 from client.audio_file import check_writable, read_audio, write_audio
 from client.call.command import call
 from client.call.script import PATIENCE_SECONDS, Script, SpokenTurn, read_barge_in
@@ -20,13 +22,13 @@ from client.connection import DEFAULT_ADDRESS, connect
 from client.errors import ClientError, InputError
 from client.golden_case import open_golden_folder, read_case
 from client.interruption import Interrupted, run
-from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings, Placement
+from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings, Placement, read_replicas
 from client.parity import Outcomes, connected_stages, run_cases
 from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ
 from client.reply_display import ReplyDisplay, printable
 from client.service_log import open_log
 from client.session_settings import SessionSettings
-from client.supervisor import LineSink, ServiceEvent, check_server_installed, running_mesh
+from client.supervisor import LineSink, ServiceEvent, check_server_installed, in_words, running_mesh
 from client.table import CONVENTIONS, parity_table, replies_table, voices_table
 from client.talk import HeardReply, Turn, talk
 from client.voice import VoiceExample
@@ -45,6 +47,8 @@ app = typer.Typer(
 )
 voices_app = typer.Typer(help="List the mesh's voices, add and remove them.", invoke_without_command=True)
 app.add_typer(voices_app, name="voices")
+key_app = typer.Typer(help="Make API keys for the users of a mesh.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
 
 Address = Annotated[
     str, typer.Option(help="Where the mesh's orchestrator listens.", metavar="HOST:PORT", envvar="CHROMA_MESH_ADDRESS")
@@ -57,6 +61,44 @@ DTypeOption = Annotated[DType, typer.Option(help="Numbers of reasoner and speech
 Logs = Annotated[
     str | None, typer.Option(help="Write the services' logs to this file; - is the terminal.", metavar="FILE")
 ]
+
+
+@app.callback()
+def access_options(
+    context: typer.Context,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Connect to the mesh over TLS.", envvar="CHROMA_TLS", show_default=False)
+    ] = False,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file with the authority of the mesh's certificate, for TLS; default: the public ones.",
+            envvar="CHROMA_TLS_CA",
+            dir_okay=False,
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file with a certificate of one's own, for a mesh that asks for one.",
+            envvar="CHROMA_TLS_CERTIFICATE",
+            dir_okay=False,
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="PEM file with its key.", envvar="CHROMA_TLS_KEY", dir_okay=False)
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The API key, for a mesh that asks for one; other users of this machine see it unless it is in the "
+            "variable.",
+            envvar="CHROMA_API_KEY",
+        ),
+    ] = None,
+) -> None:
+    """What comes before the command says how a mesh is reached."""
+    context.obj = Access(tls=tls, ca=ca, certificate=certificate, key=key, api_key=api_key)
 
 
 def main() -> None:
@@ -80,6 +122,13 @@ def up(
         Placement,
         typer.Option(help="A process for each stage, or one for all three: on one GPU they need not take turns then."),
     ] = Placement.SEPARATE,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            help="Processes of a service, where it is to have several: reasoner, speech, codec, orchestrator.",
+            metavar="SERVICE=N,…",
+        ),
+    ] = None,
     slots: Annotated[
         int | None, typer.Option(min=1, help="Replies at a time, of every stage; default: what its memory holds.")
     ] = None,
@@ -109,6 +158,8 @@ def up(
 ) -> None:
     """Start a mesh on this machine: reasoner, speech, codec and orchestrator; Ctrl-C stops it.
 
+    A service that ends by itself once it was ready is started again.
+
     Every other setting of a service is an environment variable, CHROMA_<SERVICE>_<SETTING>;
     'python -m services.reasoner --help' lists them.
     """
@@ -117,6 +168,7 @@ def up(
         device=device,
         dtype=dtype,
         placement=placement,
+        replicas={} if replicas is None else read_replicas(replicas),
         slots=slots,
         memory_gib=memory_gib,
         threads=threads,
@@ -131,8 +183,8 @@ def up(
     )
 
     async def stay_up(console: Console, log: LineSink) -> None:
-        async with running_mesh(settings, report=service_reporter(console), log=log) as mesh:
-            console.print(f"The mesh is ready at {mesh.address}", style="bold")
+        async with running_mesh(settings, report=service_reporter(console), log=log, restart=True) as mesh:
+            console.print(f"The mesh is ready at {in_words(mesh.addresses)}", style="bold")
             console.print("Ctrl-C stops it. To talk to it:", style="dim")
             console.print(f"  chroma-mesh talk question.wav --address {mesh.address}", style="dim")
             await asyncio.Event().wait()
@@ -146,6 +198,7 @@ def up(
 
 @app.command("talk")
 def talk_command(
+    context: typer.Context,
     files: Annotated[
         list[Path] | None, typer.Argument(help="What you say: WAV, FLAC, OGG or MP3, a turn each.", metavar="FILE")
     ] = None,
@@ -196,11 +249,12 @@ def talk_command(
         max_frame_count=max_frames,
         max_step_count=max_steps,
     )
-    run(hold_conversation(Console(), address, settings, turns, outputs))
+    run(hold_conversation(Console(), address, settings, turns, outputs, access=context.obj))
 
 
 @app.command("call")
 def call_command(
+    context: typer.Context,
     files: Annotated[
         list[Path] | None, typer.Argument(help="What is said: WAV, FLAC, OGG or MP3, a turn each.", metavar="FILE")
     ] = None,
@@ -267,6 +321,7 @@ def call_command(
     call(
         CallSettings(
             address=address,
+            access=context.obj,
             session=settings,
             script=None if mic else script,
             packet_ms=packet_ms,
@@ -280,12 +335,13 @@ def call_command(
 @voices_app.callback()
 def voices_command(context: typer.Context, address: Address = DEFAULT_ADDRESS) -> None:
     """List the mesh's voices, add and remove them."""
-    context.obj = address
+    access: Access = context.obj
+    context.obj = (address, access)
     if context.invoked_subcommand is not None:
         return
 
     async def list_voices() -> None:
-        async with connect(address) as mesh:
+        async with connect(address, access) as mesh:
             Console().print(voices_table(await mesh.voices()))
 
     run(list_voices())
@@ -297,14 +353,18 @@ def add_voice(
     name: Annotated[str, typer.Argument(help="1 to 64 of a-z, 0-9, '-' and '_'.")],
     audio: Annotated[Path, typer.Option(help="An example of the voice, up to 30 s: WAV, FLAC, OGG or MP3.")],
     text: Annotated[str, typer.Option(help="What is said in the example.")],
+    shared: Annotated[
+        bool, typer.Option("--shared", help="For all users of the mesh; default: where it asks for keys, yours alone.")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="As of 'voices'.", metavar="HOST:PORT")] = None,
 ) -> None:
     """Add a voice from an example and its transcript."""
     example = VoiceExample(text, read_audio(audio, VOICE_RATE_HZ, maximum_seconds=VOICE_SECONDS))
 
     async def add() -> None:
-        async with connect(address or context.obj) as mesh:
-            voice = await mesh.add_voice(name, example)
+        of_voices, access = context.obj
+        async with connect(address or of_voices, access) as mesh:
+            voice = await mesh.add_voice(name, example, shared=shared)
             Console().print(f"Added {voice.name}, {voice.example_seconds:.1f} s.", markup=False)
 
     run(add())
@@ -319,11 +379,35 @@ def remove_voice(
     """Remove a voice that was added."""
 
     async def remove() -> None:
-        async with connect(address or context.obj) as mesh:
+        of_voices, access = context.obj
+        async with connect(address or of_voices, access) as mesh:
             await mesh.remove_voice(name)
             Console().print(f"Removed {name}.", markup=False)
 
     run(remove())
+
+
+@key_app.command("new")
+def new_key_command(
+    key_id: Annotated[str, typer.Argument(help="Names the key in logs: 1 to 64 of a-z, 0-9, '-' and '_'.")],
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it opens; default: all. Repeatable.")] = None,
+    sessions: Annotated[int | None, typer.Option(min=1, help="Sessions at a time; default: the mesh's.")] = None,
+    audio_per_minute: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds of audio a minute, heard and made; default: any.")
+    ] = None,
+    audio_per_hour: Annotated[float | None, typer.Option(min=0.001, help="The same an hour.")] = None,
+    audio_per_day: Annotated[float | None, typer.Option(min=0.001, help="The same a day.")] = None,
+) -> None:
+    """Make an API key: print it, this once, and its entry for the file that CHROMA_ORCHESTRATOR_API_KEYS names."""
+    limits = KeyLimits(
+        sessions=sessions,
+        audio_seconds_per_minute=audio_per_minute,
+        audio_seconds_per_hour=audio_per_hour,
+        audio_seconds_per_day=audio_per_day,
+    )
+    key = new_key(key_id, scope or list(Scope), limits)
+    typer.echo(f"The key, for its holder; it is not kept anywhere:\n\n{key.secret}\n")
+    typer.echo(f"Its entry, for the mesh's file of keys:\n\n{key.entry}")
 
 
 @app.command()
@@ -505,7 +589,13 @@ def bench_command(
 
 
 async def hold_conversation(
-    console: Console, address: str, settings: SessionSettings, turns: Sequence[Turn], outputs: Sequence[Path]
+    console: Console,
+    address: str,
+    settings: SessionSettings,
+    turns: Sequence[Turn],
+    outputs: Sequence[Path],
+    *,
+    access: Access | None = None,
 ) -> None:
     """Takes the turns, shows and writes the replies, and sums them up."""
     unwritten = iter(outputs)
@@ -515,7 +605,7 @@ async def hold_conversation(
         write_audio(next(unwritten), reply.samples, reply.sample_rate_hz)
 
     with ReplyDisplay(console, maximum_seconds) as display:
-        replies = await talk(address, settings, turns, watch=display.watch, keep=keep)
+        replies = await talk(address, settings, turns, access=access, watch=display.watch, keep=keep)
     console.print(replies_table(replies, outputs))
     console.print(CONVENTIONS, style="dim")
 
@@ -529,6 +619,7 @@ def service_reporter(console: Console) -> Callable[[ServiceEvent], None]:
             "started": "starting",
             "ready": f"ready at {event.address} after {event.seconds:.1f} s, metrics at {event.metrics_address}"
             + (f" ({event.size})" if event.size else ""),
+            "lost": f"{event.reason}; starts again in {event.pause_seconds:g} s",
             "stopped": "stopped",
         }[event.kind]
         console.print(

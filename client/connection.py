@@ -8,6 +8,7 @@ import grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client.access import Access
 from client.channel import open_channel
 from client.errors import from_rpc_error
 from client.message import Message
@@ -22,20 +23,24 @@ CALL_SECONDS = 60
 Answer = TypeVar("Answer")
 
 
-def connect(address: str = DEFAULT_ADDRESS) -> "Mesh":
-    """The mesh whose orchestrator listens at "host:port"; the connection is made on `async with`."""
-    return Mesh(address)
+def connect(address: str = DEFAULT_ADDRESS, access: Access | None = None) -> "Mesh":
+    """The mesh whose orchestrator listens at "host:port"; the connection is made on `async with`.
+
+    `access` is for a mesh that asks for TLS or an API key. Its files are read on `async with`.
+    """
+    return Mesh(address, access)
 
 
 class Mesh:
     """A connection to a mesh; enter it with `async with`. Its calls raise MeshError."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, access: Access | None = None) -> None:
         self.address = address
+        self._access = access or Access()
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self.address)
+        self._channel = open_channel(self.address, self._access)
         return self
 
     async def __aexit__(
@@ -56,9 +61,12 @@ class Mesh:
         response = await self._answer(self._stub().ListVoices(request, timeout=CALL_SECONDS))
         return [read_voice(voice) for voice in response.voices]
 
-    async def add_voice(self, name: str, example: VoiceExample) -> Voice:
-        """Adds a voice; its name is 1 ..= 64 of a-z, 0-9, '-' and '_'."""
-        request = orchestrator_pb2.CreateVoiceRequest(name=name, example=example.message())
+    async def add_voice(self, name: str, example: VoiceExample, *, shared: bool = False) -> Voice:
+        """Adds a voice; its name is 1 ..= 64 of a-z, 0-9, '-' and '_'.
+
+        On a mesh that asks for API keys it is this key's alone, unless it is `shared`.
+        """
+        request = orchestrator_pb2.CreateVoiceRequest(name=name, example=example.message(), shared=shared)
         response = await self._answer(self._stub().CreateVoice(request, timeout=CALL_SECONDS))
         return read_voice(response.voice)
 

@@ -1,10 +1,14 @@
 """What can go wrong, said in one sentence each."""
 
+import re
 from typing import ClassVar
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+# How grpc says that a certificate is no good.
+DOUBT = re.compile(r"CERTIFICATE_VERIFY_FAILED: ([^:\]]+)|Hostname Verification Check failed")
 
 
 class ClientError(Exception):
@@ -23,33 +27,48 @@ class MeshError(ClientError):
     """The mesh refused or lost a call.
 
     `code` is the gRPC status code; `reason` is UPPER_SNAKE and meant for programs (INDEX_GAP, LOADING, …; UNREACHABLE
-    when nothing answers at the address); `field` is the path of the wrong request field, where there is one.
+    when nothing answers at the address, UNTRUSTED when what answers has no good certificate); `field` is the path of
+    the wrong request field, where there is one; `retry_seconds` is when to try again, where the mesh says.
     """
 
-    def __init__(self, code: grpc.StatusCode, reason: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        field: str | None = None,
+        retry_seconds: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
         self.message = message
         self.field = field
+        self.retry_seconds = retry_seconds
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, address: str, *, was_open: bool = False) -> MeshError:
     """The error of a call to `address` with the details the mesh attached; `was_open` when it had answered before."""
-    reason, field = "", None
+    reason, field, retry_seconds = "", None, None
     try:
         status = rpc_status.from_call(error)
     except ValueError:  # the attached status contradicts the plain one: believe the plain one
         status = None
     for detail in status.details if status else ():
         info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             reason = info.reason
         elif detail.Unpack(bad_request) and bad_request.field_violations:
             field = bad_request.field_violations[0].field
+        elif detail.Unpack(retry):
+            retry_seconds = retry.retry_delay.ToNanoseconds() / 1e9
     details = error.details() or ""
     if reason:
-        return MeshError(error.code(), reason, details, field)
+        return MeshError(error.code(), reason, details, field, retry_seconds)
+    if (doubt := DOUBT.search(details)) is not None:
+        why = (doubt[1] or "it is made out to another name").strip()
+        return MeshError(error.code(), "UNTRUSTED", f"the certificate of {address} is not trusted: {why}")
     if error.code() is grpc.StatusCode.UNAVAILABLE:  # without details of ours: the transport says it, not the mesh
         cause = details.rsplit(": ", 1)[-1].strip("[]")
         message = f"nothing answers at {address} ({cause}); 'chroma-mesh up' starts a mesh on this machine"

@@ -4,18 +4,21 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
+import grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 from chroma_mesh.types.v1 import types_pb2
 
+from client.errors import MeshError
 from client.pcm import Encoding, Samples
 
 
 class FinishReason(Enum):
-    """Why a reply ended: by itself, at a limit, or because it was cancelled."""
+    """Why a reply ended: by itself, at a limit, because it was cancelled, or because a stage of the mesh failed."""
 
     STOP = types_pb2.FINISH_REASON_STOP
     LENGTH = types_pb2.FINISH_REASON_LENGTH
     CANCELLED = types_pb2.FINISH_REASON_CANCELLED
+    FAILED = types_pb2.FINISH_REASON_FAILED
     UNKNOWN = types_pb2.FINISH_REASON_UNSPECIFIED
 
 
@@ -75,7 +78,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class ReplyEnded:
-    """The reply is complete; `text` is the whole text, what was spoken of a reply that was cut."""
+    """The reply is complete; `text` is the whole text, what was spoken of a reply that was cut.
+
+    `failure` is why a reply FAILED, with code UNAVAILABLE where another try may well go better; the session goes on.
+    """
 
     turn_index: int
     reason: FinishReason
@@ -83,6 +89,7 @@ class ReplyEnded:
     frame_count: int
     step_count: int
     timings: Timings
+    failure: MeshError | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
                     first_audio_seconds=spent.first_audio_seconds,
                     total_seconds=spent.total_seconds,
                 ),
+                failure=_failure(ended.failure) if ended.HasField("failure") else None,
             )
         case "speech_started":
             return SpeechStarted(message.speech_started.turn_index, message.speech_started.audio_sample)
@@ -143,3 +151,8 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
             return SpeechStopped(message.speech_stopped.turn_index, message.speech_stopped.audio_sample)
         case _:
             return None
+
+
+def _failure(failure: orchestrator_pb2.ReplyFailure) -> MeshError:
+    code = grpc.StatusCode.UNAVAILABLE if failure.may_retry else grpc.StatusCode.INTERNAL
+    return MeshError(code, failure.reason, failure.message)

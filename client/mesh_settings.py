@@ -1,9 +1,12 @@
 """How the mesh of this machine is to run."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+from client.errors import InputError
 
 STAGES = ("reasoner", "speech", "codec")
 SERVICES = (*STAGES, "orchestrator")
@@ -42,15 +45,17 @@ class Placement(StrEnum):
 class MeshSettings:
     """How to run a mesh; None leaves a setting to the service, ports of 0 are any free ones.
 
-    `host` and `port` are the orchestrator's; the stages listen on 127.0.0.1 only. `metrics_port` is the orchestrator's,
-    the reasoner, speech and codec take the three after it. `threads` is for the reasoner and for speech.
-    `memory_gib` is what the three stages may take together, in GiB.
+    `replicas` says how many processes a service has, where it is not one; further ones take the ports after the first
+    one's. `host` and `port` are the orchestrator's; the stages listen on 127.0.0.1 only. `metrics_port` is the
+    orchestrator's, the reasoner, speech and codec take those after it. `threads` is for each process of the reasoner
+    and of speech. `memory_gib` is what all stages may take together, in GiB.
     """
 
     checkpoint: str = "random:tiny"
     device: Device = Device.AUTO
     dtype: DType = DType.AUTO
     placement: Placement = Placement.SEPARATE
+    replicas: Mapping[str, int] = field(default_factory=dict)
     slots: int | None = None
     memory_gib: float | None = None
     threads: int | None = None
@@ -63,6 +68,10 @@ class MeshSettings:
     voices: Path | None = None
     default_voice: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.placement is Placement.COLOCATED and any(self.replica_count(stage) > 1 for stage in STAGES):
+            raise InputError("several replicas of a stage need a process for each: give --placement separate")
+
     @property
     def stage_processes(self) -> dict[str, tuple[str, ...]]:
         """The stages of each process that holds any, by the process's module."""
@@ -72,44 +81,73 @@ class MeshSettings:
             case Placement.COLOCATED:
                 return {"colocated": STAGES}
 
-    def flags(self, process: str, stage_addresses: dict[str, str]) -> list[str]:
-        """The command line flags of a process: the orchestrator's, or those of one that holds stages."""
+    def replica_count(self, service: str) -> int:
+        """Processes of a service, or of the module that holds several."""
+        return self.replicas.get(service, 1)
+
+    def replica_name(self, service: str, index: int) -> str:
+        """What one of a service's replicas is called: like the service if it is the only one."""
+        return service if self.replica_count(service) == 1 else f"{service}-{index}"
+
+    def flags(
+        self, process: str, stage_addresses: Mapping[str, str], index: int = 0, ports: Mapping[str, int] | None = None
+    ) -> list[str]:
+        """The command line flags of a process: an orchestrator's, or those of one that holds stages.
+
+        `index` counts the replicas of the same service. `ports` are those that it had before, as "port" and
+        "metrics-port", each behind "<stage>-" where the process holds several.
+        """
         if process == "orchestrator":
-            own = [*self._listening_flags("", self.port, 0), *self._orchestrator_flags(stage_addresses)]
-            return [*self._shared_flags(self.host), *own]
-        flags = [*self._shared_flags("127.0.0.1"), "--checkpoint", self.checkpoint, "--device", self.device]
-        if process != "codec":
-            flags += ["--dtype", self.dtype]
-        if self.slots is not None:
-            flags += ["--slots", str(self.slots)]
-        for stage in self.stage_processes[process]:
-            prefix = "" if process == stage else f"{stage}-"
-            flags += self._listening_flags(prefix, self._stage_port(stage), 1 + STAGES.index(stage))
-            flags += self._thread_flags(prefix, stage)
-            flags += self._memory_flags(prefix, stage)
+            flags = [*self._shared_flags(self.host), *self._listening_flags("", process, index)]
+            flags += self._orchestrator_flags(stage_addresses)
+        else:
+            flags = [*self._shared_flags("127.0.0.1"), "--checkpoint", self.checkpoint, "--device", self.device]
+            if process != "codec":
+                flags += ["--dtype", self.dtype]
+            if self.slots is not None:
+                flags += ["--slots", str(self.slots)]
+            for stage in self.stage_processes[process]:
+                prefix = "" if process == stage else f"{stage}-"
+                flags += self._listening_flags(prefix, stage, index)
+                flags += self._thread_flags(prefix, stage)
+                flags += self._memory_flags(prefix, stage)
+        for name, port in (ports or {}).items():
+            flags[flags.index(f"--{name}") + 1] = str(port)
         return flags
 
     @property
     def fixed_addresses(self) -> list[tuple[str, int]]:
         """Host and port of everything that is to listen at a certain place."""
-        ports = [(self.host, self.port)]
-        ports += [("127.0.0.1", self._stage_port(stage)) for stage in STAGES]
-        if self.metrics_port:
-            ports += [(self.host, self.metrics_port)]
-            ports += [("127.0.0.1", self.metrics_port + 1 + index) for index in range(len(STAGES))]
-        return [(host, port) for host, port in ports if port]
+        replicas = [(service, index) for service in SERVICES for index in range(self.replica_count(service))]
+        places = [
+            (self.host if service == "orchestrator" else "127.0.0.1", port)
+            for service, index in replicas
+            for port in (self._port(service, index), self._metrics_port(service, index))
+        ]
+        return [(host, port) for host, port in places if port]
 
-    def _stage_port(self, stage: str) -> int:
-        return {"reasoner": self.reasoner_port, "speech": self.speech_port, "codec": self.codec_port}[stage]
+    def _port(self, service: str, index: int) -> int:
+        first = {
+            "orchestrator": self.port,
+            "reasoner": self.reasoner_port,
+            "speech": self.speech_port,
+            "codec": self.codec_port,
+        }[service]
+        return first + index if first else 0
+
+    def _metrics_port(self, service: str, index: int) -> int:
+        order = ("orchestrator", *STAGES)
+        before = sum(self.replica_count(other) for other in order[: order.index(service)])
+        return self.metrics_port + before + index if self.metrics_port else 0
 
     def _shared_flags(self, host: str) -> list[str]:
         return ["--host", host, "--log-format", "json", "--grace-seconds", str(GRACE_SECONDS)]
 
-    def _listening_flags(self, prefix: str, port: int, metrics_offset: int) -> list[str]:
-        metrics_port = self.metrics_port + metrics_offset if self.metrics_port else 0
-        return [f"--{prefix}port", str(port), f"--{prefix}metrics-port", str(metrics_port)]
+    def _listening_flags(self, prefix: str, service: str, index: int) -> list[str]:
+        ports = {"port": self._port(service, index), "metrics-port": self._metrics_port(service, index)}
+        return [word for name, port in ports.items() for word in (f"--{prefix}{name}", str(port))]
 
-    def _orchestrator_flags(self, stage_addresses: dict[str, str]) -> list[str]:
+    def _orchestrator_flags(self, stage_addresses: Mapping[str, str]) -> list[str]:
         flags = [word for stage in STAGES for word in (f"--{stage}-address", stage_addresses[stage])]
         if self.voices is not None:
             flags += ["--voices", str(self.voices)]
@@ -120,14 +158,28 @@ class MeshSettings:
     def _thread_flags(self, prefix: str, stage: str) -> list[str]:
         if self.threads is None and f"CHROMA_{stage.upper()}_THREADS" in os.environ:
             return []  # the service reads it there
-        fair = max(1, (os.cpu_count() or 1) // 2)  # the reasoner and speech work at the same time
+        # The reasoner and speech work at the same time, and so do their replicas.
+        fair = max(1, (os.cpu_count() or 1) // (self.replica_count("reasoner") + self.replica_count("speech")))
         threads = 1 if stage == "codec" else self.threads or fair
         return [f"--{prefix}threads", str(threads)]
 
     def _memory_flags(self, prefix: str, stage: str) -> list[str]:
-        share = MEMORY_SHARES[stage]
+        share = MEMORY_SHARES[stage] / self.replica_count(stage)
         if self.memory_gib is not None:
             return [f"--{prefix}memory-gib", f"{self.memory_gib * share / sum(MEMORY_SHARES.values()):.6g}"]
         if f"CHROMA_{stage.upper()}_MEMORY_SHARE" in os.environ:
             return []  # the service reads it there
-        return [f"--{prefix}memory-share", str(share)]
+        return [f"--{prefix}memory-share", f"{share:.6g}"]
+
+
+def read_replicas(text: str) -> dict[str, int]:
+    """How many processes each service has, of "speech=2,codec=2"; InputError for anything else."""
+    replicas = {}
+    for part in text.split(","):
+        service, _, count = part.partition("=")
+        if service not in SERVICES or not count.isascii() or not count.isdigit() or not 1 <= int(count) <= 64:
+            raise InputError(
+                f"--replicas must be as speech=2,codec=2, of {', '.join(SERVICES)} with 1 to 64 each, got {part!r}"
+            )
+        replicas[service] = int(count)
+    return replicas

@@ -89,7 +89,7 @@ class StageCalls:
         ]
         responses = await exchange("reasoner", self._reasoner.Generate, requests)
         finished = responses[-1].finished
-        steps = [response.step for response in responses if response.WhichOneof("payload") == "step"]
+        steps = [step for response in responses for step in response.steps.steps]
         ended = finished.reason == types_pb2.FINISH_REASON_STOP
         return Reasoning(steps, np.array(finished.prompt_token_ids, np.int64), ended)
 
@@ -106,11 +106,11 @@ class StageCalls:
         )
         requests = [
             request(open=opening),
-            *(request(step=step) for step in steps),
+            *(request(steps=types_pb2.Steps(steps=[step])) for step in steps),
             request(end=speech_pb2.GenerateFramesEnd()),
         ]
         responses = await exchange("speech", self._speech.GenerateFrames, requests)
-        frames = [response.frame.frame for response in responses if response.WhichOneof("payload") == "frame"]
+        frames = [frame for response in responses for frame in response.frames.frames]
         transcript_ids = np.array(responses[-1].finished.transcript_token_ids, np.int64)
         return Speech(read_frames(frames), transcript_ids)
 
@@ -120,7 +120,7 @@ class StageCalls:
         requests = [
             request(open=codec_pb2.DecodeOpen(audio_format=Encoding.F32.wire_format(VOICE_RATE_HZ))),
             *(
-                request(frame=codec_pb2.DecodeFrame(index=index, frame=frame))
+                request(frames=codec_pb2.DecodeFrames(index=index, frames=[frame]))
                 for index, frame in enumerate(wire_frames(frames))
             ),
             request(end=codec_pb2.DecodeEnd()),

@@ -1,4 +1,4 @@
-"""A mesh on this machine: its services in child processes that live and die together."""
+"""A mesh on this machine: its services in child processes that die together, or are started again one by one."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,29 +28,42 @@ PIPE_SECONDS = 2
 
 NOTICE_SECONDS = 0.5
 
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+"""A process that has ended is started again after a pause, twice as long each time."""
+
+STEADY_SECONDS = 60.0
+"""A process that lived so long begins with the first pause again."""
+
 TAIL_LINES = 20
 MAXIMUM_LINE_BYTES = 2**20
 
 Command = Callable[[str], Sequence[str]]
 LineSink = Callable[[str, str], None]
-"""Takes a process's name, which is its service's or "colocated", and one line that it wrote."""
+"""Takes a process's name, which is its replica's or "colocated", and one line that it wrote."""
+
+Kind = Literal["started", "ready", "lost", "stopped"]
 
 
 @dataclass(frozen=True)
 class ServiceEvent:
-    """Something that happened to a service: its process runs, it is ready to serve, or it has ended as asked.
+    """Something that happened to a service: it runs, is ready to serve, ended by itself (lost) or as asked (stopped).
 
-    `service` names all of a process's services where it is the process that started or stopped, and it has no address.
-    `size`: how many replies at a time it has memory for, in words; "" for one that does not say.
+    `service` is its name, "speech-1" where it has several replicas; all names of a process's services where it is the
+    process that started or ended, and it has no address. `size`: how many replies at a time it has memory for, in
+    words; "" for one that does not say. `seconds` after its start; `reason` and `pause_seconds` until the next one
+    where it was lost.
     """
 
     service: str
-    kind: Literal["started", "ready", "stopped"]
+    kind: Kind
     pid: int
     address: str
     metrics_address: str
     size: str
     seconds: float
+    reason: str = ""
+    pause_seconds: float = 0.0
 
 
 Reporter = Callable[[ServiceEvent], None]
@@ -86,14 +99,43 @@ def in_words(names: Sequence[str]) -> str:
 
 @dataclass
 class Service:
-    """A server of a child process, and what it has said."""
+    """A server of a child process, and what it has said; its process is another one after each start."""
 
     name: str
-    process: asyncio.subprocess.Process
     address: "asyncio.Future[str]"
+    process: asyncio.subprocess.Process | None = None
     metrics_address: str = ""
     size: str = ""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def pid(self) -> int:
+        """The process that it is in now, or was in last."""
+        assert self.process is not None, "it was started"
+        return self.process.pid
+
+
+@dataclass
+class Replica:
+    """A place in the mesh that a process is to fill: its module, which of the module's it is, and its services."""
+
+    module: str
+    index: int
+    name: str
+    stage_addresses: Mapping[str, str]
+    services: dict[str, Service]
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The ports it had before, so that who knows it finds it there again; none at the first start."""
+        ports = {}
+        for stage, service in self.services.items():
+            prefix = "" if stage == self.module else f"{stage}-"
+            if service.address.done():
+                ports[f"{prefix}port"] = port_of(service.address.result())
+            if service.metrics_address:
+                ports[f"{prefix}metrics-port"] = port_of(service.metrics_address)
+        return ports
 
 
 @dataclass
@@ -109,15 +151,28 @@ class ServiceProcess:
     stderr_tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     readers: "list[asyncio.Task[None]]" = field(default_factory=list)
 
-    def event(self, kind: Literal["started", "ready", "stopped"], service: Service | None = None) -> ServiceEvent:
+    @property
+    def names(self) -> list[str]:
+        """What its services are called."""
+        return [service.name for service in self.services.values()]
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago it was started."""
+        return time.monotonic() - self.started_at
+
+    def event(
+        self, kind: Kind, service: Service | None = None, *, reason: str = "", pause_seconds: float = 0.0
+    ) -> ServiceEvent:
         """What there is to report now, of one service or of the process."""
         if service is None and len(self.services) == 1:
             (service,) = self.services.values()
-        name = in_words(list(self.services)) if service is None else service.name
+        name = in_words(self.names) if service is None else service.name
         address = service.address.result() if service is not None and service.address.done() else ""
         metrics_address, size = ("", "") if service is None else (service.metrics_address, service.size)
-        seconds = time.monotonic() - self.started_at
-        return ServiceEvent(name, kind, self.process.pid, address, metrics_address, size, seconds)
+        return ServiceEvent(
+            name, kind, self.process.pid, address, metrics_address, size, self.age_seconds, reason, pause_seconds
+        )
 
     def read_line(self, line: str) -> Service | None:
         """Takes in a line of its log; returns the service that became ready with it."""
@@ -136,9 +191,10 @@ class ServiceProcess:
             self.error = said_by + str(entry.get("reason") or event)
         elif service is None:
             return None
-        elif event == "listening" and not service.address.done():
-            service.metrics_address = str(entry.get("metrics_address") or "")
-            service.address.set_result(str(entry.get("address")))
+        elif event == "listening":
+            if not service.address.done():  # or it listens where it did before
+                service.metrics_address = str(entry.get("metrics_address") or "")
+                service.address.set_result(str(entry.get("address")))
         elif event == "memory":
             service.size = str(entry.get("summary") or "")
         elif event == "ready" and service.address.done():
@@ -162,19 +218,32 @@ class ServiceProcess:
 
 
 class RunningMesh:
-    """A mesh that is ready; a `ServiceDiedError` interrupts whoever is inside `running_mesh` when a service ends."""
+    """A mesh that is ready, its services by the names of their replicas.
 
-    def __init__(self, services: dict[str, Service]) -> None:
+    Unless lost ones are started again, a `ServiceDiedError` interrupts whoever is inside `running_mesh` when one ends.
+    """
+
+    def __init__(self, settings: MeshSettings, services: dict[str, Service]) -> None:
+        self._settings = settings
         self.services = services
 
     @property
     def address(self) -> str:
-        """Where the orchestrator listens, "host:port"."""
-        return self.stage_address("orchestrator")
+        """Where the (first) orchestrator listens, "host:port"."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the orchestrators listen."""
+        return addresses(self.services, self.replicas("orchestrator"))
+
+    def replicas(self, service: str) -> list[str]:
+        """The names of a service's replicas."""
+        return replica_names(self._settings, service)
 
     def stage_address(self, service: str) -> str:
-        """Where a service listens, "host:port"."""
-        return self.services[service].address.result()
+        """Where a service listens, "host:port", with commas between several replicas."""
+        return ",".join(addresses(self.services, self.replicas(service)))
 
 
 def tethered(command: Sequence[str]) -> list[str]:
@@ -199,14 +268,17 @@ def ignore(*_: object) -> None:
 
 
 def check_addresses_free(settings: MeshSettings) -> None:
-    """Refuses an address that is taken at once, rather than when the models are loaded."""
-    for host, port in settings.fixed_addresses:
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            socket.create_server((host, port), family=family).close()
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise ClientError(f"nothing can listen at {host}:{port} ({cause}): give another address or port") from None
+    """Refuses an address that is taken, or given twice, at once rather than when the models are loaded."""
+    with contextlib.ExitStack() as taken:
+        for host, port in settings.fixed_addresses:
+            try:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                taken.enter_context(socket.create_server((host, port), family=family))
+            except OSError as error:
+                cause = error.strerror or str(error)
+                raise ClientError(
+                    f"nothing can listen at {host}:{port} ({cause}): give another address or port"
+                ) from None
 
 
 @asynccontextmanager
@@ -216,14 +288,16 @@ async def running_mesh(
     report: Reporter = ignore,
     log: LineSink = ignore,
     command: Command = module_command,
+    restart: bool = False,
 ) -> AsyncIterator[RunningMesh]:
     """Starts the services, yields when all are ready, and stops them all at exit, whatever the reason.
 
-    `report` is told what happens to each service, `log` gets every line they write, `command` says how the process of a
-    name is started. ServiceDiedError when one ends by itself, also while the caller is inside.
+    `report` is told what happens to each service, `log` gets every line they write, `command` says how a process with a
+    module's services is started. ServiceDiedError when one ends by itself, also while the caller is inside; with
+    `restart` only when it has never been ready, and after that it is started again where it was.
     """
     check_addresses_free(settings)
-    supervisor = Supervisor(settings, report, log, command)
+    supervisor = Supervisor(settings, report, log, command, restart)
     try:
         async with asyncio.TaskGroup() as readers:
             try:
@@ -249,30 +323,36 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 class Supervisor:
-    """Starts services, reads what they write and stops them; made by `running_mesh`."""
+    """Starts services, reads what they write, starts them again and stops them; made by `running_mesh`."""
 
-    def __init__(self, settings: MeshSettings, report: Reporter, log: LineSink, command: Command) -> None:
+    def __init__(
+        self, settings: MeshSettings, report: Reporter, log: LineSink, command: Command, restart: bool
+    ) -> None:
         self._settings = settings
         self._report = report
         self._log = log
         self._command = command
+        self._restart = restart
         self._processes: dict[str, ServiceProcess] = {}
         self._watching: list[asyncio.Task[None]] = []
 
     async def start(self, readers: asyncio.TaskGroup, watchers: asyncio.TaskGroup) -> RunningMesh:
-        """Starts the stages side by side, then the orchestrator in front of them.
+        """Starts the stages side by side, then the orchestrators in front of them.
 
-        `watchers` fails when a process ends; `readers` goes on until the last of them has.
+        `watchers` fails when a process ends for good; `readers` goes on until the last of them has.
         """
         services: dict[str, Service] = {}
-        for process, stages in self._settings.stage_processes.items():
-            services |= await self._spawn(process, stages, {}, readers, watchers)
-        for stage in STAGES:
-            await services[stage].ready.wait()
-        addresses = {stage: services[stage].address.result() for stage in STAGES}
-        services |= await self._spawn("orchestrator", ("orchestrator",), addresses, readers, watchers)
-        await services["orchestrator"].ready.wait()
-        return RunningMesh(services)
+        for module, stages in self._settings.stage_processes.items():
+            services |= self._keep(module, stages, {}, readers, watchers)
+        for service in services.values():
+            await service.ready.wait()
+        stage_addresses = {
+            stage: ",".join(addresses(services, replica_names(self._settings, stage))) for stage in STAGES
+        }
+        fronts = self._keep("orchestrator", ("orchestrator",), stage_addresses, readers, watchers)
+        for service in fronts.values():
+            await service.ready.wait()
+        return RunningMesh(self._settings, services | fronts)
 
     async def wait_for_end(self) -> None:
         """Gives the end of a service a moment to be noticed; the watchers then interrupt the caller."""
@@ -285,10 +365,11 @@ class Supervisor:
             task.cancel()
 
     async def stop(self) -> None:
-        """Stops the orchestrator, which drains through the stages, then the stages; cancelled, it kills them all."""
+        """Stops the orchestrators, which drain through the stages, then the stages; cancelled, it kills them all."""
+        fronts = replica_names(self._settings, "orchestrator")
         try:
-            await self._stop("orchestrator")
-            await self._stop(*self._settings.stage_processes)
+            await self._stop(*fronts)
+            await self._stop(*(name for name in self._processes if name not in fronts))
         finally:
             for child in self._processes.values():
                 send_signal(child.process, signal.SIGKILL)
@@ -296,38 +377,62 @@ class Supervisor:
                 await child.process.wait()
                 await child.drain()
 
-    async def _spawn(
+    def _keep(
         self,
-        name: str,
-        services: Sequence[str],
-        stage_addresses: dict[str, str],
+        module: str,
+        stages: Sequence[str],
+        stage_addresses: Mapping[str, str],
         readers: asyncio.TaskGroup,
         watchers: asyncio.TaskGroup,
     ) -> dict[str, Service]:
+        """Starts all replicas of a module and watches over them; returns their services by name."""
+        services: dict[str, Service] = {}
+        loop = asyncio.get_running_loop()
+        for index in range(self._settings.replica_count(module)):
+            held = {stage: Service(self._settings.replica_name(stage, index), loop.create_future()) for stage in stages}
+            services |= {service.name: service for service in held.values()}
+            name = self._settings.replica_name(module, index)
+            replica = Replica(module, index, name, stage_addresses, held)
+            self._watching.append(watchers.create_task(self._watch(replica, readers), name=f"watch {name}"))
+        return services
+
+    async def _watch(self, replica: Replica, readers: asyncio.TaskGroup) -> None:
+        pause_seconds, was_ready = FIRST_PAUSE_SECONDS, False
+        while True:
+            child = await self._spawn(replica, readers)
+            status = await child.process.wait()
+            await child.drain()
+            was_ready = was_ready or all(service.ready.is_set() for service in replica.services.values())
+            for service in replica.services.values():
+                service.ready.clear()
+            if not (self._restart and was_ready):
+                raise ServiceDiedError(child.names, status, child.reason)
+            if child.age_seconds >= STEADY_SECONDS:
+                pause_seconds = FIRST_PAUSE_SECONDS
+            reason = describe_status(status) + (f": {child.reason}" if status else "")
+            self._report(child.event("lost", reason=reason, pause_seconds=pause_seconds))
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(LONGEST_PAUSE_SECONDS, 2 * pause_seconds)
+
+    async def _spawn(self, replica: Replica, readers: asyncio.TaskGroup) -> ServiceProcess:
         process = await asyncio.create_subprocess_exec(
-            *tethered(self._command(name)),
-            *self._settings.flags(name, stage_addresses),
+            *tethered(self._command(replica.module)),
+            *self._settings.flags(replica.module, replica.stage_addresses, replica.index, replica.ports),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             process_group=0,  # a terminal's Ctrl-C is for the supervisor, which stops them in order
         )
-        loop = asyncio.get_running_loop()
-        servers = {service: Service(service, process, loop.create_future()) for service in services}
-        child = ServiceProcess(name, process, time.monotonic(), servers)
+        child = ServiceProcess(replica.name, process, time.monotonic(), replica.services)
+        for service in replica.services.values():
+            service.process = process
         child.readers = [
-            readers.create_task(self._read_stdout(child), name=f"stdout of {name}"),
-            readers.create_task(self._read_stderr(child), name=f"stderr of {name}"),
+            readers.create_task(self._read_stdout(child), name=f"stdout of {replica.name}"),
+            readers.create_task(self._read_stderr(child), name=f"stderr of {replica.name}"),
         ]
-        self._processes[name] = child
+        self._processes[replica.name] = child
         self._report(child.event("started"))
-        self._watching.append(watchers.create_task(self._watch(child), name=f"watch {name}"))
-        return servers
-
-    async def _watch(self, child: ServiceProcess) -> None:
-        status = await child.process.wait()
-        await child.drain()
-        raise ServiceDiedError(list(child.services), status, child.reason)
+        return child
 
     async def _read_stdout(self, child: ServiceProcess) -> None:
         assert child.process.stdout is not None
@@ -360,6 +465,21 @@ def send_signal(process: asyncio.subprocess.Process, number: signal.Signals) -> 
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
+
+
+def replica_names(settings: MeshSettings, service: str) -> list[str]:
+    """What the replicas of a service are called."""
+    return [settings.replica_name(service, index) for index in range(settings.replica_count(service))]
+
+
+def addresses(services: Mapping[str, Service], names: Sequence[str]) -> list[str]:
+    """Where the services of these names listen."""
+    return [services[name].address.result() for name in names]
+
+
+def port_of(address: str) -> int:
+    """The port of "host:port"."""
+    return int(address.rpartition(":")[2])
 
 
 def last_line(text: str) -> str:

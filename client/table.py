@@ -57,7 +57,13 @@ def voices_table(voices: Sequence[Voice]) -> Table:
     table = Table("name", "example", "", "transcript", title="Voices")
     for voice in voices:
         kind = ", ".join(
-            word for word, holds in (("default", voice.is_default), ("built in", voice.is_builtin)) if holds
+            word
+            for word, holds in (
+                ("default", voice.is_default),
+                ("built in", voice.is_builtin),
+                ("private", voice.is_private),
+            )
+            if holds
         )
         transcript = Text(printable(voice.transcript), overflow="fold")
         table.add_row(Text(printable(voice.name)), f"{voice.example_seconds:.1f} s", kind, transcript)

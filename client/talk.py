@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from client.access import Access
 from client.connection import connect
 from client.events import Audio, Event, ReplyEnded
 from client.pcm import Samples
@@ -70,6 +71,7 @@ async def talk(
     settings: SessionSettings,
     turns: Sequence[Turn],
     *,
+    access: Access | None = None,
     watch: Callable[[Turn, Event], None],
     keep: Callable[[HeardReply], None],
 ) -> list[HeardReply]:
@@ -80,7 +82,7 @@ async def talk(
     """
     replies = []
     hurried = replace(settings, ahead_seconds=math.inf)
-    async with connect(address) as mesh, mesh.open_session(hurried) as session:
+    async with connect(address, access) as mesh, mesh.open_session(hurried) as session:
         for turn in turns:
             reply = await take_turn(session, turn, watch)
             keep(reply)
@@ -89,7 +91,7 @@ async def talk(
 
 
 async def take_turn(session: Session, turn: Turn, watch: Callable[[Turn, Event], None]) -> HeardReply:
-    """Sends one user turn and hears its reply to the end."""
+    """Sends one user turn and hears its reply to the end; raises MeshError when it failed."""
     if isinstance(turn.content, str):
         await session.send_text(turn.content)
     else:
@@ -101,6 +103,8 @@ async def take_turn(session: Session, turn: Turn, watch: Callable[[Turn, Event],
             clock.hear(event)
         watch(turn, event)
         if isinstance(event, ReplyEnded):
+            if event.failure is not None:
+                raise event.failure
             ended = event
     return HeardReply(
         turn=turn,

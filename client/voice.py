@@ -9,13 +9,14 @@ from client.pcm import VOICE_RATE_HZ, Encoding, Samples
 
 @dataclass(frozen=True)
 class Voice:
-    """A named voice of the mesh; `transcript` is what its example says."""
+    """A named voice of the mesh: `transcript` is what its example says; `is_private`: others don't see it."""
 
     name: str
     transcript: str
     example_seconds: float
     is_default: bool
     is_builtin: bool
+    is_private: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,4 +34,11 @@ class VoiceExample:
 
 def read_voice(voice: orchestrator_pb2.Voice) -> Voice:
     """The voice of a message."""
-    return Voice(voice.name, voice.transcript, voice.example_seconds, voice.is_default, voice.is_builtin)
+    return Voice(
+        name=voice.name,
+        transcript=voice.transcript,
+        example_seconds=voice.example_seconds,
+        is_default=voice.is_default,
+        is_builtin=voice.is_builtin,
+        is_private=voice.is_private,
+    )

@@ -9,7 +9,7 @@ from client.checkpoint_folder import CheckpointFolder, check_folder
 from client.errors import ClientError, InputError
 
 REPOSITORY = "FlashLabs/Chroma-4B"
-REVISION = "864b4aea0c1359f91af62f1367df64657dc5e90f"
+REVISION = "864b4aea0c1359f91af62f1367df64657dc5e90f"  # pragma: allowlist secret
 """The state of the repository that this project was written for."""
 
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "tokenizer*", "vocab*", "merges.txt"]

@@ -117,7 +117,9 @@ class Caller:
                     packets.append(Packet(self._clock.now() - turn_ended_at, event.frame_count, len(event.data)))
                     digest.update(event.data)
                     self._line.heard(event.frame_count)
-                case ReplyEnded():
+                case ReplyEnded(failure=failure):
+                    if failure is not None:
+                        raise failure
                     ended = event
         record = ReplyRecord(
             caller_index=self.index,

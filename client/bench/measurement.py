@@ -44,7 +44,7 @@ class Measurement:
             async with running_mesh(report.mesh, log=self.log) as mesh:
                 report.address = mesh.address
                 report.sizes = {name: service.size for name, service in mesh.services.items() if service.size}
-                await self._measure_mesh({name: service.process.pid for name, service in mesh.services.items()})
+                await self._measure_mesh({name: service.pid for name, service in mesh.services.items()})
             if self.with_engines:
                 self.progress.say("The engines are measured without the mesh.")
                 assert report.voice is not None

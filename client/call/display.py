@@ -63,5 +63,7 @@ def ending(turn: CallTurn) -> str:
     reason = turn.ended.reason.name if turn.ended else "unfinished"
     if turn.is_cut:
         return f"stopped{after(turn.stop_seconds)}, {turn.played_seconds:.2f} s of it were heard ({reason})"
+    if turn.ended is not None and turn.ended.failure is not None:
+        return f"failed after {turn.played_seconds:.2f} s of it: {turn.ended.failure}"
     silent = f", {turn.under_run_seconds:.2f} s of silence in it" if turn.gaps else ""
     return f"heard to its end, {turn.played_seconds:.2f} s{silent} ({reason})"

@@ -11,12 +11,6 @@ from client.call.record import CallRecord, CallTurn
 from client.errors import InputError
 from client.report_table import NONE, ReportTable, milliseconds
 
-NOTE = (
-    "TTFA: end of the caller's speech → first sound. Under-run: silence in a reply that is played from its first "
-    "packet on, in so many gaps. Spoken over: after its first sound; stopped: from then until the mesh has ended it. "
-    "Text: how many pieces, and where the last begins to be spoken."
-)
-
 
 def call_table(record: CallRecord) -> ReportTable:
     """One row a turn."""
@@ -26,7 +20,8 @@ def call_table(record: CallRecord) -> ReportTable:
         for name, cell in COLUMNS.items()
         if name not in OPTIONAL or any(cell(turn) != NONE for turn in turns)
     }
-    return ReportTable("Turns", list(columns), [[cell(turn) for cell in columns.values()] for turn in turns], NOTE)
+    note = " ".join(meaning for name, meaning in MEANINGS.items() if name in columns)
+    return ReportTable("Turns", list(columns), [[cell(turn) for cell in columns.values()] for turn in turns], note)
 
 
 def sums(record: CallRecord) -> str:
@@ -46,27 +41,28 @@ def seconds(number: float | None) -> str:
     return NONE if number is None else f"{number:.2f}"
 
 
-def spoken(turn: CallTurn) -> str:
-    """How many pieces the text came in, and where the last one is."""
-    return f"{len(turn.texts)}: {turn.texts[-1].audio_sample / turn.sample_rate_hz:.2f} s" if turn.texts else NONE
-
-
+# Eleven columns of a short name in 80 characters.
 COLUMNS: Mapping[str, Callable[[CallTurn], str]] = {
     "turn": lambda turn: str(turn.turn_index),
     "said": lambda turn: turn.name,
-    "speech\nnoticed, ms": lambda turn: milliseconds(turn.noticed_seconds),
-    "end\nnoticed, ms": lambda turn: milliseconds(turn.stopped_seconds),
+    "speech\non, ms": lambda turn: milliseconds(turn.noticed_seconds),
+    "speech\noff, ms": lambda turn: milliseconds(turn.stopped_seconds),
     "TTFA\nms": lambda turn: milliseconds(turn.first_audio_seconds),
-    "under-run\nms": lambda turn: milliseconds(turn.under_run_seconds),
-    "gaps": lambda turn: str(len(turn.gaps)),
+    "gaps\nms": lambda turn: milliseconds(turn.under_run_seconds),
     "heard\ns": lambda turn: seconds(turn.played_seconds),
-    "came\ns": lambda turn: seconds(turn.received_seconds),
-    "spoken\nover, s": lambda turn: seconds(turn.barge_in_seconds),
-    "stopped\nms": lambda turn: milliseconds(turn.stop_seconds),
+    "came\ns": lambda turn: seconds(turn.received_seconds if turn.is_cut else None),
+    "over\ns": lambda turn: seconds(turn.barge_in_seconds),
+    "stop\nms": lambda turn: milliseconds(turn.stop_seconds),
     "ended": lambda turn: turn.ended.reason.name if turn.ended else NONE,
-    "text": spoken,
 }
-OPTIONAL = ("speech\nnoticed, ms", "end\nnoticed, ms", "spoken\nover, s", "stopped\nms")
+MEANINGS = {
+    "speech\non, ms": "Speech on, off: when the mesh noticed that the caller began and ended to speak, after that.",
+    "TTFA\nms": "TTFA: end of the caller's speech → first sound.",
+    "gaps\nms": "Gaps: silence in a reply that is played from its first packet on.",
+    "came\ns": "Came: of a reply that was not heard to its end.",
+    "stop\nms": "Over: how long after its first sound it was spoken over; stop: from then until the mesh has ended it.",
+}
+OPTIONAL = ("speech\non, ms", "speech\noff, ms", "came\ns", "over\ns", "stop\nms")
 
 
 def call_json(record: CallRecord, facts: Mapping[str, Any]) -> str:
@@ -109,6 +105,7 @@ def turn_json(turn: CallTurn) -> dict[str, Any]:
         "stale_sample_count": turn.stale_sample_count,
         "late_sample_count": turn.late_sample_count,
         "reason": ended.reason.name if ended else None,
+        "failure": str(ended.failure) if ended and ended.failure else None,
         "text": ended.text if ended else None,
         "pieces": [
             {

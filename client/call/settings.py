@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from client.access import Access
 from client.call.script import Script
 from client.errors import InputError
 from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ, Encoding
@@ -40,6 +41,7 @@ class CallSettings:
     speed: float
     out: Path | None
     json: Path | None
+    access: Access | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a report says of them."""

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.cpu.attention import attend_in_ring, score_room
 from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.product import Floats
-from services.inference.cpu.stack import Ints, attend, score_room, turn_and_keep
+from services.inference.cpu.stack import Ints, turn_and_keep
 from services.inference.cpu.vectors import (
     LANES,
     Vector,
@@ -244,7 +245,7 @@ def _transform(slots: Ints, weights: Weights, state: State, signal: NDArray[np.f
             place = (index * len(state.positions) + slot) * slot_stride
             for head in range(shape.heads):
                 keys = place + head * shape.kv_heads // shape.heads * head_stride
-                attend(
+                attend_in_ring(
                     joined, row * joined_width + head * head_dim, head_dim, entries, keys,
                     keys + shape.kv_heads * head_stride, (position + 1 - count) % shape.ring, count, shape.ring,
                     scores, seen, row * seen_width + head * head_dim,

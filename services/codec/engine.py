@@ -25,12 +25,6 @@ class DecodeStream(Stream[Frame, Samples]):
         self.played_frame_count = played_frame_count
         self.frame_count = 0
 
-    async def ready(self) -> list[Samples]:
-        """The sound of all frames that are ready, at least one; empty at the end of the reply."""
-        async for samples in self:
-            return [samples, *[await anext(self) for _ in range(self.unread_count)]]
-        return []
-
     def decoded(self, samples: Samples) -> None:
         """Takes the next frame's sound; on the device thread."""
         if self.frame_count == self.played_frame_count:

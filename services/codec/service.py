@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -23,6 +24,8 @@ from services.stage.refusals import refusals
 SERVICE_NAME = codec_pb2.DESCRIPTOR.services_by_name["CodecService"].full_name
 MINIMUM_SOUND_SECONDS = 0.02
 MAXIMUM_SOUND_SECONDS = 30.0
+# Most frames whose sound leaves in one message: 2.6 s.
+MESSAGE_FRAMES = 32
 
 EncodeContext = grpc.aio.ServicerContext[codec_pb2.EncodeRequest, codec_pb2.EncodeResponse]
 DecodeContext = grpc.aio.ServicerContext[codec_pb2.DecodeRequest, codec_pb2.DecodeResponse]
@@ -44,6 +47,7 @@ class CodecService(codec_pb2_grpc.CodecServiceServicer):
         """Gives the servicer its engine."""
         self._engine = engine
         self._metrics.slots.watch(lambda: engine.slots_in_use, engine.slot_count)
+        engine.on_cut = self._metrics.slots.release.observe
 
     async def Encode(
         self,
@@ -110,6 +114,8 @@ class Reply:
         self._stream = stream
         self._codec = codec
         self._metrics = metrics
+        # Frames of each message of sound that is to be sent.
+        self._message_sizes: deque[int] = deque()
         self._first_frame_at = 0.0
         self._last_sound_at = 0.0
         self._first_audio_seconds = 0.0
@@ -127,28 +133,39 @@ class Reply:
         )
 
     async def _read(self, reader: RequestStream[codec_pb2.DecodeRequest]) -> None:
+        resumed, played_count = self._opening.resumed, self._opening.played_frame_count
         self._first_frame_at = time.perf_counter()
-        for codes in self._opening.resumed:
-            await self._stream.send(codes)
-        index = IndexCheck("frame.index", first=len(self._opening.resumed))
+        await self._decode(resumed, played_count)
+        index = IndexCheck("frames.index", first=len(resumed))
         async for _, message in reader:
-            index.expect(message.index)
-            codes = _check_frame(message.frame, self._codec, field="frame.frame")
-            if message.index == self._opening.played_frame_count:
+            index.expect(message.index, len(message.frames))
+            if not message.frames:
+                raise InvalidArgument("frames.frames must have at least one frame", field="frames.frames")
+            frames = _check_frames(message.frames, self._codec, field="frames.frames")
+            if message.index == played_count:
                 self._first_frame_at = time.perf_counter()
-            await self._stream.send(codes)
+            await self._decode(frames)
         self._stream.end()
         await reader.nothing_more()
 
+    async def _decode(self, frames: list[Frame], played_count: int = 0) -> None:
+        """Hands frames to the engine. Their sound leaves together, but for that of the first `played_count`."""
+        for start in range(played_count, len(frames), MESSAGE_FRAMES):
+            self._message_sizes.append(min(MESSAGE_FRAMES, len(frames) - start))
+        for codes in frames:
+            await self._stream.send(codes)
+
     async def _write(self, context: DecodeContext) -> None:
         frame_index = self._opening.played_frame_count
-        # While a message waits for a slow client, the frames that become ready gather for the next one.
-        while frames := await self._stream.ready():
-            self._time(len(frames))
-            data = encode_pcm(np.concatenate(frames), self._opening.encoding)
-            audio = codec_pb2.DecodedAudio(frame_index=frame_index, frame_count=len(frames), data=data)
+        async for samples in self._stream:
+            count = self._message_sizes.popleft()
+            sound = np.concatenate([samples, *[await anext(self._stream) for _ in range(count - 1)]])
+            self._time(count)
+            audio = codec_pb2.DecodedAudio(
+                frame_index=frame_index, frame_count=count, data=encode_pcm(sound, self._opening.encoding)
+            )
             await context.write(codec_pb2.DecodeResponse(audio=audio))
-            frame_index += len(frames)
+            frame_index += count
 
     def _time(self, frame_count: int) -> None:
         now = time.perf_counter()
@@ -166,9 +183,7 @@ class Reply:
 def _check_open(message: codec_pb2.DecodeOpen, codec: Codec) -> Opening:
     encoding = check_format(message.audio_format, sample_rate_hz=codec.sample_rate_hz, field="open.audio_format")
     resume = message.resume
-    frames = [
-        _check_frame(frame, codec, field=f"open.resume.frames[{index}]") for index, frame in enumerate(resume.frames)
-    ]
+    frames = _check_frames(resume.frames, codec, field="open.resume.frames")
     if resume.played_frame_count > len(frames):
         raise InvalidArgument(
             f"open.resume.played_frame_count must be at most {len(frames)}, the frames given, "
@@ -178,5 +193,13 @@ def _check_open(message: codec_pb2.DecodeOpen, codec: Codec) -> Opening:
     return Opening(encoding, frames, resume.played_frame_count, check_due(message.due_seconds))
 
 
-def _check_frame(frame: types_pb2.Frame, codec: Codec, *, field: str) -> Frame:
-    return check_frame(frame, codebook_count=codec.codebook_count, codebook_size=codec.codebook_size, field=field)
+def _check_frames(frames: Iterable[types_pb2.Frame], codec: Codec, *, field: str) -> list[Frame]:
+    return [
+        check_frame(
+            frame,
+            codebook_count=codec.codebook_count,
+            codebook_size=codec.codebook_size,
+            field=f"{field}[{index}]",
+        )
+        for index, frame in enumerate(frames)
+    ]

@@ -29,6 +29,10 @@ class Refused(ValueError):
     """An input that the engine can't take; the message says what was expected and what came."""
 
 
+class TooLong(Refused):
+    """An input that has more positions than a slot; less of it could be taken."""
+
+
 class NotFinite(ArithmeticError):
     """A model's state has a value that is no number: nothing that follows from it means anything."""
 
@@ -159,6 +163,8 @@ class SlotEngine(ABC, Generic[S]):
         self.slot_count = slot_count
         self.queue_limit = queue_limit
         self.streams: dict[int, S] = {}
+        # Told on the device thread, for each stream that was cut, how long after that its last step had ended.
+        self.on_cut: Callable[[float], None] | None = None
         self._free = list(range(slot_count))
         self._keeps_longest = keeps_longest
         self._waiting: list[tuple[float, int, asyncio.Future[int]]] = []
@@ -207,7 +213,7 @@ class SlotEngine(ABC, Generic[S]):
         try:
             yield stream
         finally:
-            self._loop.post(partial(self._dismiss, stream), is_brief=True)
+            self._loop.post(partial(self._dismiss, stream, time.perf_counter()), is_brief=True)
 
     async def _acquire(self, due_at: float) -> int:
         if self._free and not self._waiting:
@@ -263,8 +269,10 @@ class SlotEngine(ABC, Generic[S]):
             stream.fail(error)
         self.streams[stream.slot] = stream
 
-    def _dismiss(self, stream: S) -> None:
+    def _dismiss(self, stream: S, left_at: float) -> None:
         try:
+            if self.on_cut is not None and not stream.done:
+                self.on_cut(time.perf_counter() - left_at)
             if self.streams.pop(stream.slot, None) is not None:
                 self.leave(stream)
         finally:

@@ -232,14 +232,15 @@ class Transformer(nn.Module):
         sees_itself = is_compiled_for(columns.device, self.norm.weight.dtype)
         return Places(columns, positions, None if sees_itself else self._sight(columns, reach, positions))
 
-    def forward(self, x: Tensor, places: Places, cache: KvCache) -> Tensor:
+    def forward(self, x: Tensor, places: Places, cache: KvCache, wanted: Tensor | None = None) -> Tensor:
         """Runs new positions of some slots and keeps their keys and values.
 
-        x [B, W, hidden] → the states after the final norm, [B, W, hidden].
+        x [B, W, hidden] → the states after the final norm, [B, W, hidden]; or of the positions that are wanted alone,
+        [n] int64 of 0 ..< W in ascending order, [B, n, hidden].
         """
         if places.sight is None:
             assert self.compiled is not None, "places were made for another device or dtype"
-            return self.compiled.forward(x, places.columns, places.positions, cache)
+            return self.compiled.forward(x, places.columns, places.positions, cache, wanted)
         columns = places.columns[:, None, :, None]
         for layer, cached in zip(self.layers, cache.layers(places.sight.reach), strict=True):
             assert isinstance(layer, Layer)
@@ -248,7 +249,7 @@ class Transformer(nn.Module):
             x = x + attention.o_proj(self._attend(joined, columns, places.sight, cached))
             gate, up = mlp.gate_up(layer.post_attention_layernorm(x)).chunk(2, dim=-1)
             x = x + mlp.down_proj(functional.silu(gate) * up)
-        normed: Tensor = self.norm(x)
+        normed: Tensor = self.norm(x if wanted is None else x.index_select(1, wanted))
         return normed
 
     def _sight(self, columns: Tensor, reach: int, positions: Tensor) -> Sight:

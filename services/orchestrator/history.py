@@ -137,6 +137,11 @@ class History:
             del self._exchanges[0]
         return True
 
+    def longest_clip_seconds(self, context_length: int, instructions: str) -> float:
+        """Sound of a turn that can be answered when all else is forgotten, in seconds."""
+        room = context_length * 3 / 4 - self._system_extent(instructions).positions(self._density) - CLIP_POSITIONS
+        return max(0.0, room - MESSAGE_POSITIONS) / POSITIONS_PER_SECOND
+
     def forget_half(self) -> bool:
         """Forgets the older half, for the reasoner cannot hold it all; returns whether there was anything to forget."""
         if not self._exchanges:
@@ -148,8 +153,11 @@ class History:
         return True
 
     def _extent(self, instructions: str, said: Extent) -> Extent:
-        system = Extent(2 * MESSAGE_POSITIONS, len(instructions.encode()), 0)
-        return sum((exchange.extent for exchange in self._exchanges), system + said)
+        return sum((exchange.extent for exchange in self._exchanges), self._system_extent(instructions) + said)
+
+    @staticmethod
+    def _system_extent(instructions: str) -> Extent:
+        return Extent(2 * MESSAGE_POSITIONS, len(instructions.encode()), 0)
 
     def _portable(self, message: types_pb2.Message) -> types_pb2.Message:
         # Each turn of the history is one message. 300 s of floats do not fit into one; as 16-bit integers they do.

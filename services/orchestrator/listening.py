@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from services.orchestrator.sound_formats import HEARD_RATE_HZ, HeardSound
 from services.orchestrator.turn_detection import SpeechBegan, TurnDetector
-from services.orchestrator.user_turn import MAXIMUM_SECONDS
 
 # Sound kept beside the prefix padding: more than a detector needs to be sure that somebody speaks.
 NOTICE_SECONDS = 1.0
@@ -80,19 +79,24 @@ class ManualListening:
 class DetectedListening:
     """Sound belongs to a turn from where the detector says that it begins to where it ends; the rest is dropped.
 
-    A turn that reaches the longest a turn may be ends there, and the detector begins anew. So it does when the client
-    ends a turn. The detector is asked in the event loop, some 0.1 ms of it for each 32 ms of sound: with a hundred
-    sessions that listen a third of a core's time, so that a process takes about that many.
+    A turn that reaches the longest a turn may be, in seconds at that time, ends there, and the detector begins anew. So
+    it does when the client ends a turn. The detector is asked in the event loop, some 0.1 ms of it for each 32 ms of
+    sound: with a hundred sessions that listen a third of a core's time, so that a process takes about that many.
     """
 
     def __init__(
-        self, input_format: types_pb2.AudioFormat, new_detector: Callable[[], TurnDetector], *, padding_ms: int
+        self,
+        input_format: types_pb2.AudioFormat,
+        new_detector: Callable[[], TurnDetector],
+        *,
+        padding_ms: int,
+        longest_seconds: Callable[[], float],
     ) -> None:
         self._sound = HeardSound(input_format)
         self._input_rate_hz = input_format.sample_rate_hz
         self._detector = new_detector()
         self._kept_count = round((padding_ms / 1000 + NOTICE_SECONDS) * HEARD_RATE_HZ)
-        self._longest_count = round(MAXIMUM_SECONDS * HEARD_RATE_HZ)
+        self._longest_seconds = longest_seconds
         # Sample 0 of the detector is sample `_origin` at 16,000 Hz; sample `_anchor` is the input's `_anchor_input`.
         self._origin = 0
         self._anchor = 0
@@ -109,6 +113,7 @@ class DetectedListening:
     def _take(self, samples: Samples) -> Iterator[Event]:
         self._recent = np.concatenate((self._recent, samples))
         end = self._first + len(self._recent)
+        longest_count = self._longest_count
         for event in self._detector.hear(samples):
             sample = self._origin + event.sample
             if isinstance(event, SpeechBegan):
@@ -116,14 +121,14 @@ class DetectedListening:
                 self._drop_until(self._turn_start)
                 yield TurnBegan(self._input_sample(self._turn_start))
             elif self._turn_start is not None:
-                if sample - self._turn_start > self._longest_count:
+                if sample - self._turn_start > longest_count:
                     break
                 yield from self._end_at(sample)
         if self._turn_start is None:
             self._drop_until(end - self._kept_count)
-        elif end - self._turn_start >= self._longest_count:
-            limit = self._turn_start + self._longest_count
-            yield from self._end_at(limit)
+        elif end - self._turn_start >= longest_count:
+            # It may have become less than what was heard already.
+            yield from self._end_at(max(self._turn_start + longest_count, self._first))
             rest = self._recent
             self._begin_anew()
             yield from self._take(rest)
@@ -140,7 +145,7 @@ class DetectedListening:
             return
         heard_count = self._sound.heard_sample_count
         self._recent = np.concatenate((self._recent, self._sound.end()))
-        end = min(self._first + len(self._recent), self._turn_start + self._longest_count)
+        end = min(self._first + len(self._recent), max(self._turn_start + self._longest_count, self._first))
         yield TurnHeard(self._take_until(end))
         self._turn_start = None
         self._recent = np.empty(0, np.float32)
@@ -148,6 +153,10 @@ class DetectedListening:
         self._anchor_input += heard_count
         yield TurnEnded(self._anchor_input)
         self._begin_anew()
+
+    @property
+    def _longest_count(self) -> int:
+        return round(self._longest_seconds() * HEARD_RATE_HZ)
 
     def _end_at(self, sample: int) -> Iterator[Event]:
         yield TurnHeard(self._take_until(sample))

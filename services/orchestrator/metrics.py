@@ -27,6 +27,13 @@ STOP_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.5, 
 StopCause = Literal["barge_in", "cancel_reply"]
 STOP_CAUSES: tuple[StopCause, ...] = ("barge_in", "cancel_reply")
 
+# What is lost is taken up again at another replica.
+Stage = Literal["reasoner", "speech", "codec"]
+STAGES: tuple[Stage, ...] = ("reasoner", "speech", "codec")
+RecoveryOutcome = Literal["recovered", "gave_up"]
+RECOVERY_OUTCOMES: tuple[RecoveryOutcome, ...] = ("recovered", "gave_up")
+RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
 # `abandoned`: the session ended under the reply. `late`: a stage took longer than its deadline.
 ReplyReason = Literal["stop", "length", "cancelled", "abandoned", "invalid", "unavailable", "late", "failed"]
 REASONS: tuple[ReplyReason, ...] = (
@@ -87,6 +94,22 @@ class OrchestratorMetrics:
         )
         for cause in STOP_CAUSES:
             self._reply_stops.labels(cause)
+        self._recoveries = Counter(
+            "chroma_orchestrator_recoveries_total",
+            "Times that a reply lost a stage's replica, by what came of it.",
+            labelnames=["stage", "outcome"],
+            registry=registry,
+        )
+        self._recovery_seconds = Histogram(
+            "chroma_orchestrator_recovery_seconds",
+            "From the loss of a stage's replica to what another one gave next, or to giving up, in seconds.",
+            labelnames=["stage", "outcome"],
+            buckets=RECOVERY_BUCKETS,
+            registry=registry,
+        )
+        for stage in STAGES:
+            for how in RECOVERY_OUTCOMES:
+                self._recoveries.labels(stage, how)
         self.history_cuts = Counter(
             "chroma_orchestrator_history_cuts_total",
             "Times that the oldest exchanges of a conversation were forgotten.",
@@ -106,6 +129,11 @@ class OrchestratorMetrics:
         """Counts a reply that was stopped."""
         self._reply_stops.labels(cause).inc()
 
+    def count_recovery(self, stage: Stage, outcome: RecoveryOutcome, seconds: float) -> None:
+        """Counts a loss, and the time until the reply went on or was given up."""
+        self._recoveries.labels(stage, outcome).inc()
+        self._recovery_seconds.labels(stage, outcome).observe(seconds)
+
     @contextmanager
     def count_reply(self) -> Iterator[ReplyOutcome]:
         """Counts and times one reply: by `reason` when the block ended well, by its exception otherwise.
@@ -116,7 +144,7 @@ class OrchestratorMetrics:
         try:
             yield outcome
         except BaseException as failure:
-            reason = _reason(failure)
+            reason = reason_of(failure)
             outcome.reason = None if reason == "abandoned" and outcome.started_at is None else reason
             raise
         finally:
@@ -126,7 +154,8 @@ class OrchestratorMetrics:
                 self._reply_seconds.observe(now - (outcome.started_at or now))
 
 
-def _reason(failure: BaseException) -> ReplyReason:
+def reason_of(failure: BaseException) -> ReplyReason:
+    """The label of what a reply failed with."""
     match most_telling(failure):
         case Cancelled():
             return "abandoned"

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 
 import grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
 from services.orchestrator.turn import ReplyEnding
+from services.runtime.errors import MeshError, Unavailable
 
 # Pieces of a reply that may wait to be written; a reply waits when the client does not read them.
 OUTBOX_LIMIT = 8
@@ -21,8 +23,10 @@ class Outbox:
     All go through one task: a write that is cancelled half-way, as a cancelled reply's would be, spoils the call.
     """
 
-    def __init__(self, context: Responses) -> None:
+    def __init__(self, context: Responses, *, on_sound: Callable[[int], None] = lambda _: None) -> None:
+        """`on_sound` is told how many bytes of sound have left."""
         self._context = context
+        self._on_sound = on_sound
         self._waiting: deque[orchestrator_pb2.ConverseResponse] = deque()
         self._is_ended = False
         self._put = asyncio.Event()
@@ -35,6 +39,8 @@ class Outbox:
                 message = self._waiting.popleft()
                 self._taken.set()
                 await self._context.write(message)
+                if message.WhichOneof("payload") == "audio":
+                    self._on_sound(len(message.audio.data))
             if self._is_ended:
                 return
             self._put.clear()
@@ -101,6 +107,7 @@ class Outbox:
             frame_count=ending.frame_count,
             step_count=ending.step_count,
             timings=orchestrator_pb2.ReplyTimings(**asdict(ending.timings)),
+            failure=_failure(ending.failure) if ending.failure is not None else None,
         )
         await self._append(orchestrator_pb2.ConverseResponse(reply_ended=ended))
 
@@ -113,3 +120,12 @@ class Outbox:
     def _keep(self, message: orchestrator_pb2.ConverseResponse) -> None:
         self._waiting.append(message)
         self._put.set()
+
+
+def _failure(error: MeshError) -> orchestrator_pb2.ReplyFailure:
+    return orchestrator_pb2.ReplyFailure(
+        stage=error.metadata.get("stage", ""),
+        reason=error.reason,
+        message=error.message,
+        may_retry=isinstance(error, Unavailable),
+    )

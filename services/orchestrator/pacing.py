@@ -36,10 +36,14 @@ class Pace:
         """
         return (frame_index + 1) * self._frame_seconds - self._playback.played_seconds - self._ahead_seconds
 
+    def is_due(self, frame_index: int) -> bool:
+        """Whether the frame may be made."""
+        return self.seconds_until(frame_index) < TICK_SECONDS
+
     async def until_due(self, frame_index: int) -> None:
         """Returns when the frame may be made."""
-        while (seconds := self.seconds_until(frame_index)) >= TICK_SECONDS:
-            await self._clock.wait(self._never, seconds)
+        while not self.is_due(frame_index):
+            await self._clock.wait(self._never, self.seconds_until(frame_index))
 
 
 class Encode(Protocol):

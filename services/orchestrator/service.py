@@ -2,9 +2,10 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from types import MappingProxyType
 
 import grpc
 import structlog
@@ -16,15 +17,26 @@ from services.orchestrator.idle_limit import IdleLimit
 from services.orchestrator.metrics import OrchestratorMetrics
 from services.orchestrator.opening import session_setup, voice_example
 from services.orchestrator.outbox import Outbox, Responses
+from services.orchestrator.quotas import Accounts, HeardAccount, opening_seconds, sound_seconds
 from services.orchestrator.session import Session
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.stages import Stages
 from services.orchestrator.voices import Voice, Voices
+from services.runtime.api_keys import Scope, current_caller
 from services.runtime.errors import Unavailable
 from services.runtime.interceptors import current_ids, with_ids
 from services.runtime.stream import RequestStream
 
 SERVICE = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
+# What a key must have for each RPC.
+SCOPES: Mapping[str, Scope] = MappingProxyType(
+    {
+        f"/{SERVICE}/Converse": "converse",
+        f"/{SERVICE}/ListVoices": "voices:read",
+        f"/{SERVICE}/CreateVoice": "voices:write",
+        f"/{SERVICE}/DeleteVoice": "voices:write",
+    }
+)
 
 
 class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -40,7 +52,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             speech_address=settings.speech_address,
             codec_address=settings.codec_address,
             reply_deadline_seconds=settings.reply_deadline_seconds,
+            tls=settings.stages_tls,
         )
+        self._accounts = Accounts(self._clock, default_session_limit=settings.key_session_limit)
         self._voices = Voices(
             self._stages,
             folder=settings.voices,
@@ -69,7 +83,8 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """One session."""
         session_id = current_ids().session_id or uuid.uuid4().hex
         idle_limit = IdleLimit(self._settings.idle_seconds)
-        with with_ids(session_id=session_id), self._admitted():
+        account = self._accounts.of(current_caller())
+        with with_ids(session_id=session_id), account.session(), self._admitted():
             await context.send_initial_metadata((("x-session-id", session_id),))
             async with idle_limit.watch():
                 requests = RequestStream(request_iterator)
@@ -78,7 +93,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     setup = await session_setup(
                         opening, settings=self._settings, facts=self._stages.codec_facts, voices=self._voices
                     )
-                outbox = Outbox(context)
+                account.use(opening_seconds(opening))
+                outbox = Outbox(context, on_sound=lambda size: account.use(sound_seconds(setup.output_format, size)))
+                heard = HeardAccount(account, setup.input_format)
                 session = Session(
                     setup,
                     settings=self._settings,
@@ -99,10 +116,11 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                             samples_per_frame=session.form.samples_per_frame,
                         )
                     )
-                    listening = tasks.create_task(_listen(requests, session))
+                    listening = tasks.create_task(_listen(requests, session, heard))
                     await session.answer()
                     listening.cancel()
                     outbox.end()
+                heard.refuse()
 
     async def ListVoices(
         self,
@@ -119,7 +137,11 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         context: grpc.aio.ServicerContext[orchestrator_pb2.CreateVoiceRequest, orchestrator_pb2.CreateVoiceResponse],  # noqa: ARG002
     ) -> orchestrator_pb2.CreateVoiceResponse:
         """Adds a voice."""
-        voice = await self._voices.create(request.name, voice_example(request.example))
+        account = self._accounts.of(current_caller())
+        account.check()
+        audio = request.example.audio
+        account.use(sound_seconds(audio.format, len(audio.data)))
+        voice = await self._voices.create(request.name, voice_example(request.example), is_shared=request.shared)
         return orchestrator_pb2.CreateVoiceResponse(voice=_voice_message(voice))
 
     async def DeleteVoice(
@@ -146,8 +168,13 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             log.info("session ended")
 
 
-async def _listen(requests: RequestStream[orchestrator_pb2.ConverseRequest], session: Session) -> None:
+async def _listen(
+    requests: RequestStream[orchestrator_pb2.ConverseRequest], session: Session, heard: HeardAccount
+) -> None:
     async for kind, payload in requests:
+        if not heard.take(kind, payload):
+            session.end()
+            return
         match kind:
             case "audio":
                 await session.audio(payload.index, payload.data)

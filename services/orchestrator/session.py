@@ -22,7 +22,7 @@ from services.orchestrator.listening import (
     TurnEnded,
     TurnHeard,
 )
-from services.orchestrator.metrics import OrchestratorMetrics, ReplyOutcome, ReplyReason
+from services.orchestrator.metrics import OrchestratorMetrics, ReplyOutcome, ReplyReason, reason_of
 from services.orchestrator.opening import SessionSetup, reply_changes
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.reply_setup import ReplyChanges, ReplySetup
@@ -40,7 +40,7 @@ from services.orchestrator.turn import (
     SpokenForm,
 )
 from services.orchestrator.turn_detection import ServerVadDetector
-from services.orchestrator.user_turn import UserTurn, relayed_format
+from services.orchestrator.user_turn import MAXIMUM_SECONDS, UserTurn, relayed_format
 from services.orchestrator.voices import Voices
 from services.runtime.errors import InvalidArgument, ResourceExhausted
 from services.runtime.interceptors import with_ids
@@ -91,7 +91,7 @@ class Session:
         self._idle_limit = idle_limit
         self._clock = clock
         self._relayed_format = relayed_format(opening.input_format)
-        self._listening = _listening(opening)
+        self._listening = self._new_listening(opening)
         self._history = History(
             opening.history,
             limit_bytes=settings.history_limit_bytes,
@@ -205,7 +205,7 @@ class Session:
         with self._metrics.count_reply() as outcome:
             self._make_room()
             ending = await reply.run(self._opening_of(reply), self, answering=lambda: self._answering(outcome))
-            outcome.reason = REASON_LABELS[ending.reason] if ending is not None else None
+            outcome.reason = _label(ending) if ending is not None else None
         if ending is None:
             return
         with self._idle_limit.busy():
@@ -279,6 +279,7 @@ class Session:
             UserTurn(self._relayed_format, self._clock),
             self.form,
             ahead_seconds=self._ahead_seconds,
+            recovery=self._settings.recovery_rule,
             stages=self._stages,
             listener=self._outbox,
             metrics=self._metrics,
@@ -308,6 +309,23 @@ class Session:
             )
         self._reopen()
         reply.turn.complete()
+
+    def _new_listening(self, opening: SessionSetup) -> Listening:
+        if (vad := opening.vad) is None:
+            return ManualListening(opening.input_format)
+        return DetectedListening(
+            opening.input_format,
+            lambda: ServerVadDetector(vad),
+            padding_ms=vad.prefix_padding_ms,
+            longest_seconds=self._longest_seconds,
+        )
+
+    def _longest_seconds(self) -> float:
+        # Nobody has ended a turn that the mesh itself takes for one: it may not be more than can be answered.
+        context_length, most = self._stages.context_length, MAXIMUM_SECONDS
+        if context_length is None:
+            return most
+        return min(most, self._history.longest_clip_seconds(context_length, self._setup.instructions))
 
     def _setup_of(self, reply: Reply) -> ReplySetup:
         return self._changes.get(reply.turn_index, ReplyChanges()).over(self._setup)
@@ -347,16 +365,14 @@ class Session:
             return await reply_changes(fields, field=field, facts=self._stages.codec_facts, voices=self._voices)
 
 
-def _listening(opening: SessionSetup) -> Listening:
-    if (vad := opening.vad) is None:
-        return ManualListening(opening.input_format)
-    return DetectedListening(opening.input_format, lambda: ServerVadDetector(vad), padding_ms=vad.prefix_padding_ms)
+def _label(ending: ReplyEnding) -> ReplyReason:
+    return REASON_LABELS[ending.reason] if ending.failure is None else reason_of(ending.failure)
 
 
 def _log_ending(ending: ReplyEnding) -> None:
     structlog.get_logger().info(
         "reply ended",
-        reason=REASON_LABELS[ending.reason],
+        reason=_label(ending),
         frame_count=ending.frame_count,
         step_count=ending.step_count,
         first_audio_seconds=round(ending.timings.first_audio_seconds, 4),

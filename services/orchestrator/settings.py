@@ -1,16 +1,15 @@
 """What the orchestrator can be told."""
 
 import math
-import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from services.orchestrator.recovery import RecoveryRule
+from services.runtime.address import check_address
 from services.runtime.settings import ServiceSettings
-
-# A name, an IPv4 address, or an IPv6 address in brackets; then a port.
-ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
+from services.runtime.tls import ClientTls
 
 # How far a reply may be sent ahead of its listener; or infinitely.
 LEAST_AHEAD_SECONDS = 0.1
@@ -20,14 +19,6 @@ DEFAULT_INSTRUCTIONS = (
     "You are Chroma, an advanced virtual human created by the FlashLabs. "
     "You possess the ability to understand auditory inputs and generate both text and speech."
 )
-
-
-def check_address(address: str) -> str:
-    """The address itself when it is host:port."""
-    match = ADDRESS.fullmatch(address)
-    if match is None or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(f"an address must be host:port with a port of 1 to 65535, got {address!r}")
-    return address
 
 
 def check_ahead(seconds: float) -> float:
@@ -45,9 +36,12 @@ Address = Annotated[str, AfterValidator(check_address)]
 class OrchestratorSettings(ServiceSettings):
     """The orchestrator's settings."""
 
-    reasoner_address: Address = Field(description="host:port of the reasoner stage")
-    speech_address: Address = Field(description="host:port of the speech stage")
-    codec_address: Address = Field(description="host:port of the codec stage")
+    reasoner_address: Address = Field(
+        description="where the reasoner stage's replicas are: host:port, a list of those by IP address, or "
+        "dns:///name:port for all addresses of a name"
+    )
+    speech_address: Address = Field(description="where the speech stage's replicas are; as of reasoner_address")
+    codec_address: Address = Field(description="where the codec stage's replicas are; as of reasoner_address")
     voices: Path | None = Field(
         None, description="folder that created voices are kept in; without one they are lost when the process ends"
     )
@@ -67,8 +61,38 @@ class OrchestratorSettings(ServiceSettings):
     reply_deadline_seconds: float = Field(
         600.0, gt=0, description="longest time that a call to a stage may take, in seconds"
     )
+    recovery_limit: int = Field(
+        5, ge=0, description="how often a reply may go on at another replica of a stage before it ends as failed"
+    )
+    stall_seconds: float = Field(
+        2.0, gt=0, description="a stage that owes a reply its next output for so long counts as lost, in seconds"
+    )
+    first_stall_seconds: float = Field(
+        20.0, gt=0, description="the same for its first output, before which it may have a long prompt to run"
+    )
     start_deadline_seconds: float = Field(
         300.0, gt=0, description="longest wait for the three stages to serve at start-up, in seconds"
+    )
+    api_keys: Path | None = Field(
+        None,
+        description="TOML file with the API keys, as chroma-mesh key prints them; without one everybody may do "
+        "everything. It is read again when it changes",
+    )
+    key_session_limit: int = Field(
+        16, ge=1, description="most sessions at a time of a key whose entry does not say; a further one is refused"
+    )
+    stages_tls_ca: Path | None = Field(
+        None,
+        description="PEM file with the authority of the stages' certificates; without one, connections to them are not "
+        "encrypted. It, the certificate and the key are read again when they change",
+    )
+    stages_tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate that is shown to the stages, and those above it"
+    )
+    stages_tls_key: Path | None = Field(None, description="PEM file with that certificate's key")
+    stages_tls_name: str | None = Field(
+        None,
+        description="name that the stages' certificates are made out to, where it is not the host of their addresses",
     )
     session_limit: int = Field(128, ge=1, description="most sessions at a time; a further one is UNAVAILABLE")
     turn_queue_limit: int = Field(
@@ -80,3 +104,23 @@ class OrchestratorSettings(ServiceSettings):
         description="most of a conversation that is kept, sound included, in bytes; before it grows beyond, the oldest "
         "exchanges are forgotten until half of it is left",
     )
+
+    @model_validator(mode="after")
+    def _stages_tls_is_whole(self) -> Self:
+        if (self.stages_tls_certificate is None) != (self.stages_tls_key is None):
+            raise ValueError("stages_tls_certificate and stages_tls_key must be given together")
+        if self.stages_tls_ca is None and (self.stages_tls_certificate or self.stages_tls_name):
+            raise ValueError("stages_tls_certificate and stages_tls_name need stages_tls_ca")
+        return self
+
+    @property
+    def recovery_rule(self) -> RecoveryRule:
+        """How replies are taken up again."""
+        return RecoveryRule(self.recovery_limit, self.stall_seconds, self.first_stall_seconds)
+
+    @property
+    def stages_tls(self) -> ClientTls | None:
+        """TLS towards the stages, if there is any."""
+        if self.stages_tls_ca is None:
+            return None
+        return ClientTls(self.stages_tls_ca, self.stages_tls_certificate, self.stages_tls_key, self.stages_tls_name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import grpc
+import structlog
 from chroma_mesh.codec.v1 import codec_pb2, codec_pb2_grpc
 from chroma_mesh.reasoner.v1 import reasoner_pb2, reasoner_pb2_grpc
 from chroma_mesh.speech.v1 import speech_pb2, speech_pb2_grpc
@@ -23,6 +24,8 @@ from services.runtime.errors import (
     Unavailable,
     from_rpc_error,
 )
+from services.runtime.interceptors import REPLICA_KEY
+from services.runtime.tls import ClientTls
 
 SERVICES = {
     "reasoner": reasoner_pb2.DESCRIPTOR.services_by_name["ReasonerService"].full_name,
@@ -69,6 +72,12 @@ class StageCall:
         self._requests = requests
         self._deadline_seconds = deadline_seconds
         self._request_failure: Exception | None = None
+        self.replica: str | None = None
+        """Who answers, once `opened` has come."""
+        self.answer_count = 0
+        """Messages that the stage has sent."""
+        self.is_awaited = False
+        """Whether the next one is being waited for."""
 
     async def __aenter__(self) -> Self:
         self._call = self._method(self._watched_requests(), timeout=self._deadline_seconds)
@@ -81,16 +90,27 @@ class StageCall:
     async def __aiter__(self) -> AsyncIterator[tuple[str, Any]]:
         previous: str | None = None
         try:
+            self.is_awaited = True
             async for response in self._call:
+                self.is_awaited = False
+                self.answer_count += 1
                 kind = response.WhichOneof("payload")
                 if (kind == "opened") != (previous is None) or previous == "finished" or kind is None:
                     raise self._broken(f"sent {kind} after {previous}")
+                if previous is None:
+                    self.replica = dict(await self._call.initial_metadata()).get(REPLICA_KEY)
                 previous = kind
                 yield kind, getattr(response, kind)
+                self.is_awaited = True
         except grpc.aio.AioRpcError as error:
             sent = await self._ending.error(error)
-            if sent is not None:
-                raise stage_error(self._stage, from_rpc_error(sent)) from None
+            # After `finished` nothing was left to come but OK.
+            if sent is not None and previous != "finished":
+                told = from_rpc_error(sent)
+                structlog.get_logger().info(
+                    "stage stream lost", to=self._stage, replica=self.replica, code=told.code.name, reason=told.reason
+                )
+                raise stage_error(self._stage, told) from None
         except asyncio.CancelledError:
             if _is_being_cancelled():
                 raise
@@ -102,6 +122,11 @@ class StageCall:
             raise Unavailable(
                 f"the {self._stage} stage ended its stream without finished", reason="UNFINISHED", stage=self._stage
             )
+
+    def give_up(self, why: str) -> None:
+        """Ends the call: its reader is told that the stage is not available."""
+        self._request_failure = Unavailable(f"the {self._stage} stage {why}", reason="STALLED", stage=self._stage)
+        self._call.cancel()
 
     def expect(self, what: str, expected: object, got: object) -> None:
         """Raises Internal, reason STAGE_BROKE_CONTRACT, unless what the stage sent is what was expected."""
@@ -125,14 +150,22 @@ class Stages:
     """Channels to the three stages; use it with `async with`, or close it."""
 
     def __init__(
-        self, *, reasoner_address: str, speech_address: str, codec_address: str, reply_deadline_seconds: float
+        self,
+        *,
+        reasoner_address: str,
+        speech_address: str,
+        codec_address: str,
+        reply_deadline_seconds: float,
+        tls: ClientTls | None = None,
     ) -> None:
         self._deadline_seconds = reply_deadline_seconds
         self._addresses = {"reasoner": reasoner_address, "speech": speech_address, "codec": codec_address}
         self._channels = {
-            "reasoner": open_channel(reasoner_address),
-            "speech": open_channel(speech_address, read_ahead_bytes=SPEECH_READ_AHEAD_BYTES),
-            "codec": open_channel(codec_address),
+            "reasoner": open_channel(reasoner_address, service=SERVICES["reasoner"], tls=tls),
+            "speech": open_channel(
+                speech_address, service=SERVICES["speech"], read_ahead_bytes=SPEECH_READ_AHEAD_BYTES, tls=tls
+            ),
+            "codec": open_channel(codec_address, service=SERVICES["codec"], tls=tls),
         }
         self._reasoner = reasoner_pb2_grpc.ReasonerServiceStub(self._channels["reasoner"])
         self._speech = speech_pb2_grpc.SpeechServiceStub(self._channels["speech"])
@@ -210,9 +243,7 @@ class Stages:
                 while True:
                     try:
                         async for health in watch(
-                            health_pb2.HealthCheckRequest(service=service),
-                            wait_for_ready=True,
-                            timeout=deadline_seconds,
+                            health_pb2.HealthCheckRequest(service=service), timeout=deadline_seconds
                         ):
                             if health.status == health_pb2.HealthCheckResponse.SERVING:
                                 return None

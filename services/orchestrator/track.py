@@ -34,9 +34,8 @@ class Track(Generic[Item]):
         self.items.append(item)
         self._written.set()
 
-    async def append(self, item: Item) -> None:
-        """Keeps the item, then waits while the next stage is behind."""
-        self.keep(item)
+    async def room(self) -> None:
+        """Waits while the next stage is behind."""
         while self.unused_count >= self._ahead and not self._is_ended:
             self._used.clear()
             await self._used.wait()
@@ -52,13 +51,13 @@ class Track(Generic[Item]):
         self._written.set()
         self._used.set()
 
-    async def read(self, first: int = 0) -> AsyncIterator[Item]:
-        """The items from index `first` on, those to come included, until the end."""
+    async def read(self, first: int = 0) -> AsyncIterator[list[Item]]:
+        """The items from index `first` on, those to come included, until the end: each time all that are there."""
         index = first
         while True:
-            while index < len(self.items):
-                yield self.items[index]
-                index += 1
+            while items := self.items[index:]:
+                index += len(items)
+                yield items
             if self._is_ended:
                 return
             self._written.clear()

@@ -5,6 +5,7 @@ import contextvars
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,24 +19,24 @@ from services.orchestrator.clock import Clock
 from services.orchestrator.heard import Playback, SpokenReply
 from services.orchestrator.metrics import OrchestratorMetrics, StopCause
 from services.orchestrator.pacing import Encode, Pace, Packets
+from services.orchestrator.recovery import Recovery, RecoveryRule
 from services.orchestrator.reply_setup import ReplySetup
 from services.orchestrator.sound_formats import SpokenSound
 from services.orchestrator.stages import CodecFacts, StageCall, Stages
 from services.orchestrator.track import Track
 from services.orchestrator.user_turn import F32, S16, SAMPLE_BYTES, UserTurn
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import DeadlineExceeded, Internal, InvalidArgument, MeshError, Unavailable, most_telling
 
 STOP = types_pb2.FINISH_REASON_STOP
 LENGTH = types_pb2.FINISH_REASON_LENGTH
 CANCELLED = types_pb2.FINISH_REASON_CANCELLED
+FAILED = types_pb2.FINISH_REASON_FAILED
 
 # How far a stage may run ahead of the next one: about 10 s of speech.
 STEPS_AHEAD = 64
 FRAMES_AHEAD = 128
 # Frame 2j waits for step j.
 FRAMES_PER_STEP = 2
-# What the reasoner says of a prompt that its context cannot hold.
-TOO_LONG = "the conversation is too long"
 # A listener takes this much silence after the end of the turn for a natural pause.
 FIRST_AUDIO_SECONDS = 0.3
 
@@ -126,7 +127,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class ReplyEnding:
-    """How a reply ended: its text and steps are those that were heard, its frames those that were sent."""
+    """How a reply ended: its text and steps are those that were heard, its frames those that were sent.
+
+    failure: what a stage did, where the reason is FAILED.
+    """
 
     turn_index: int
     reason: types_pb2.FinishReason
@@ -134,6 +138,7 @@ class ReplyEnding:
     frame_count: int
     step_count: int
     timings: Timings
+    failure: MeshError | None = None
 
 
 class Listener(Protocol):
@@ -178,6 +183,9 @@ class Reply:
     codec. A client that does not read fills what HTTP/2 buffers for it (some MB); then the codec's sound stays unread,
     frames stop at FRAMES_AHEAD and steps at STEPS_AHEAD, and the stages wait in their writes until the client reads,
     cancels, or the deadline of their calls.
+
+    A stage's call that is lost is opened again, at another replica if there is one, and told all that the reply is made
+    of so far: what follows is what would have followed. Where that is of no avail the reply ends as FAILED.
     """
 
     def __init__(
@@ -187,6 +195,7 @@ class Reply:
         form: SpokenForm,
         *,
         ahead_seconds: float,
+        recovery: RecoveryRule,
         stages: Stages,
         listener: Listener,
         metrics: OrchestratorMetrics,
@@ -203,8 +212,10 @@ class Reply:
         self._listener = listener
         self._metrics = metrics
         self._clock = clock
-        # Set while the streams are open.
+        self._recovery = Recovery(recovery, metrics, clock)
+        self._failure: MeshError | None = None
         self._opening: Opening | None = None
+        # Set while the reasoner's and the speech stage's streams may be opened.
         self._context = contextvars.copy_context()
         self._tasks: asyncio.TaskGroup | None = None
         self._relaying: asyncio.Task[None] | None = None
@@ -249,12 +260,12 @@ class Reply:
 
     def reopen(self, opening: Opening) -> None:
         """Opens the streams anew that were opened with something else; the turn is not complete yet."""
-        if self._tasks is None or self._opening is None:
+        if self._opening is None:
             return
-        if any(task is not None and task.done() for task in (self._reasoning, self._speaking)):
-            return  # a stream failed, and the reply is about to
         assert not self.turn.is_ended, "what was said is being answered"
         before, self._opening = self._opening, opening
+        if self._tasks is None or any(task is not None and task.done() for task in (self._reasoning, self._speaking)):
+            return  # a stage was lost: all is opened when the turn is complete
         if opening.reasoner_differs(before):
             self._open_reasoner(opening)
         if opening.speech_differs(before):
@@ -269,8 +280,8 @@ class Reply:
     ) -> ReplyEnding | None:
         """Gives the reply once the turn is complete; None when the turn was given up.
 
-        `answering` makes the block in which the client waits for the reply. Raises what a stage raised, in an exception
-        group.
+        `answering` makes the block in which the client waits for the reply. A stage's failure ends the reply; anything
+        else that goes wrong is raised, in an exception group.
         """
         if self.turn.is_ended and not self.turn.is_complete:
             return None
@@ -287,6 +298,10 @@ class Reply:
                             await self._listener.reply_started(self.turn_index)
                             self._is_told.set()
                             await asyncio.wait({self._relaying})
+            except BaseExceptionGroup as failures:
+                self._failure = _stage_failure(failures)
+                if self._failure is None:
+                    raise
             finally:
                 self.relayed.end()
         if not self.turn.is_complete:
@@ -303,35 +318,51 @@ class Reply:
             for dropped in self._listener.drop_reply(self.turn_index):
                 self.relayed.played_frame_count -= dropped.frame_count
                 self.playback.take_back(len(dropped.data) // self._form.sample_bytes)
-        else:
+        elif self._failure is None:
             self.spoken.is_complete = True
-        heard = self.spoken.heard() if was_cut else self.spoken.said()
+        heard = self.spoken.said() if self.spoken.is_complete else self.spoken.heard()
         return ReplyEnding(
             turn_index=self.turn_index,
-            reason=CANCELLED if was_cut else self._reason(),
+            reason=CANCELLED if was_cut else FAILED if self._failure is not None else self._reason(),
             text=heard.text,
             frame_count=self.relayed.played_frame_count,
             step_count=heard.step_count,
             timings=self._timings(),
+            failure=self._failure,
         )
 
     async def _relay(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            assert self._opening is not None
-            self._tasks, self._context = tasks, contextvars.copy_context()
+        while True:
             try:
-                self._open_reasoner(self._opening)
-                self._open_speech(self._opening)
-                await self._is_told.wait()
-            finally:
-                self._tasks = None
-            await self._play()
+                return await self._relay_once()
+            except BaseExceptionGroup as failures:
+                # Nothing is lost before the turn is complete, and by then the stage may be back.
+                if self.turn.is_ended or _stage_failure(failures) is None:
+                    raise
+            await self.turn.ended()
+            self._recovery.begin_anew()
+
+    async def _relay_once(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._recovery.watch())
+            async with asyncio.TaskGroup() as tasks:
+                assert self._opening is not None
+                self._tasks, self._context = tasks, contextvars.copy_context()
+                try:
+                    self._open_reasoner(self._opening)
+                    self._open_speech(self._opening)
+                    await self._is_told.wait()
+                finally:
+                    self._tasks = None
+                await self._play()
+            watching.cancel()
 
     def _open_reasoner(self, opening: Opening) -> None:
         self._reasoning = self._open(self._reasoning, self._reason_out(opening))
 
     def _open_speech(self, opening: Opening) -> None:
-        self._speaking = self._open(self._speaking, self._speak(opening.setup))
+        speaking = self._recovery.keep("speech", partial(self._speak, opening.setup))
+        self._speaking = self._open(self._speaking, speaking)
 
     def _open(self, before: asyncio.Task[None] | None, relaying: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # A stream that is opened anew is this turn's, whichever task of the session says so.
@@ -343,7 +374,7 @@ class Reply:
     async def _reason_out(self, opening: Opening) -> None:
         while True:
             try:
-                return await self._generate(opening)
+                return await self._recovery.keep("reasoner", partial(self._generate, opening))
             except InvalidArgument as refusal:
                 shorter = self._conversation.shorten() if self._is_too_long(refusal) else None
                 if shorter is None:
@@ -351,22 +382,24 @@ class Reply:
                 opening = self._opening = replace(opening, messages=shorter)
 
     def _is_too_long(self, refusal: InvalidArgument) -> bool:
-        # The service counts sound and bytes before it knows the prompt, which only the engine does, and refuses.
-        is_refused = refusal.reason == "TOO_LONG" or TOO_LONG in refusal.message
-        return is_refused and not self.relayed.steps.items
+        return refusal.reason == "TOO_LONG" and not self.relayed.steps.items
 
     async def _generate(self, opening: Opening) -> None:
-        steps = self.relayed.steps
-        async with self._stages.generate(self._reasoner_requests(opening)) as call:
+        steps, fed = self.relayed.steps, Fed()
+        requests = self._reasoner_requests(opening, fed)
+        async with self._recovery.watched(self._stages.generate(requests), lambda: fed.is_complete) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
                         self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
                         self._conversation.learn_context(payload.context_length)
-                    case "step":
-                        call.expect("step", len(steps.items), payload.index)
+                    case "steps":
+                        self._recovery.went_on("reasoner")
                         self._first_step_at = self._first_step_at or self._clock.now()
-                        await steps.append(payload)
+                        for step in payload.steps:
+                            call.expect("step", len(steps.items), step.index)
+                            steps.keep(step)
+                        await steps.room()
                     case "finished":
                         call.expect("step count", len(steps.items), payload.step_count)
                         self._conversation.learn_prompt(payload.prompt_token_count)
@@ -374,19 +407,29 @@ class Reply:
                         steps.end()
 
     async def _speak(self, setup: ReplySetup) -> None:
-        frames, facts = self.relayed.frames, self._stages.codec_facts
-        async with self._stages.generate_frames(self._speech_requests(setup)) as call:
+        frames, facts, fed = self.relayed.frames, self._stages.codec_facts, Fed()
+
+        def owes() -> bool:
+            has_more = fed.is_complete or FRAMES_PER_STEP * fed.count > len(frames.items)
+            return has_more and self.relayed.speech_reason is None
+
+        requests = self._speech_requests(setup, fed)
+        async with self._recovery.watched(self._stages.generate_frames(requests), owes) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
                         call.expect("codebook count", facts.codebook_count, payload.codebook_count)
                         self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
-                    case "frame":
+                    case "frames":
                         call.expect("frame", len(frames.items), payload.index)
+                        call.expect("frames and step counts", len(payload.frames), len(payload.step_counts))
+                        self._recovery.went_on("speech")
                         self._first_frame_at = self._first_frame_at or self._clock.now()
-                        await self._tell_text(call, payload.step_count, payload.index)
-                        self.spoken.speak_frame()
-                        await frames.append(payload.frame)
+                        for frame, step_count in zip(payload.frames, payload.step_counts, strict=True):
+                            await self._tell_text(call, step_count, len(frames.items))
+                            self.spoken.speak_frame()
+                            frames.keep(frame)
+                        await frames.room()
                         await self._pace.until_due(len(frames.items))
                     case "finished":
                         call.expect("frame count", len(frames.items), payload.frame_count)
@@ -414,7 +457,7 @@ class Reply:
             spoken.speak_step(step.text)
 
     async def _play(self) -> None:
-        relayed, facts = self.relayed, self._stages.codec_facts
+        facts = self._stages.codec_facts
         frame_bytes = facts.samples_per_frame * SAMPLE_BYTES[self._form.codec_format.encoding]
         packets = Packets(
             self._clock,
@@ -424,8 +467,19 @@ class Reply:
             frame_seconds=self._form.frame_seconds,
             frame_bytes=frame_bytes,
         )
-        async with asyncio.TaskGroup() as tasks, self._stages.decode(self._codec_requests()) as call:
+        async with asyncio.TaskGroup() as tasks:
             tasks.create_task(packets.run())
+            await self._recovery.keep("codec", partial(self._decode, packets, frame_bytes))
+            packets.end()
+
+    async def _decode(self, packets: Packets, frame_bytes: int) -> None:
+        relayed, facts, fed = self.relayed, self._stages.codec_facts, Fed()
+
+        def owes() -> bool:
+            return fed.is_complete or fed.count > relayed.decoded_frame_count
+
+        requests = self._codec_requests(fed)
+        async with self._recovery.watched(self._stages.decode(requests), owes) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
@@ -435,6 +489,7 @@ class Reply:
                         call.expect("sound of frame", relayed.decoded_frame_count, payload.frame_index)
                         call.expect("sound without frames", False, payload.frame_count == 0)
                         call.expect("bytes of sound", payload.frame_count * frame_bytes, len(payload.data))
+                        self._recovery.went_on("codec")
                         self._observe_audio(payload.frame_count)
                         relayed.decoded_frame_count += payload.frame_count
                         await packets.add(payload.data)
@@ -442,7 +497,6 @@ class Reply:
                     case "finished":
                         call.expect("frame count", len(relayed.frames.items), payload.frame_count)
                         call.expect("sound of frames in all", payload.frame_count, relayed.decoded_frame_count)
-            packets.end()
 
     async def _send(self, frame_index: int, frame_count: int, data: bytes) -> None:
         await self._listener.audio(self.turn_index, frame_index, frame_count, data)
@@ -452,51 +506,72 @@ class Reply:
             self._first_audio_at = self._clock.now()
             self._metrics.first_audio.observe(self._first_audio_at - self.turn.ended_at)
 
-    async def _reasoner_requests(self, opening: Opening) -> AsyncIterator[reasoner_pb2.GenerateRequest]:
+    async def _reasoner_requests(self, opening: Opening, fed: "Fed") -> AsyncIterator[reasoner_pb2.GenerateRequest]:
+        token_ids = [step.token_id for step in self.relayed.steps.items]
         yield reasoner_pb2.GenerateRequest(
             open=reasoner_pb2.GenerateOpen(
+                resume=reasoner_pb2.GenerateResume(token_ids=token_ids) if token_ids else None,
                 audio_format=self.turn.audio_format,
                 max_step_count=opening.setup.max_step_count,
                 due_seconds=FIRST_AUDIO_SECONDS,
+                step_seconds=FRAMES_PER_STEP * self._form.frame_seconds,
             )
         )
         for message in opening.messages:
             yield reasoner_pb2.GenerateRequest(message=message)
         index = 0
-        async for piece in self.turn.pieces.read():
-            part = reasoner_pb2.TurnPart(index=index)
-            if isinstance(piece, str):
-                part.text = piece
-            else:
-                part.audio = piece
-            yield reasoner_pb2.GenerateRequest(part=part)
-            index += 1
+        async for pieces in self.turn.pieces.read():
+            for piece in pieces:
+                part = reasoner_pb2.TurnPart(index=index)
+                if isinstance(piece, str):
+                    part.text = piece
+                else:
+                    part.audio = piece
+                yield reasoner_pb2.GenerateRequest(part=part)
+                index += 1
         yield reasoner_pb2.GenerateRequest(end=reasoner_pb2.GenerateEnd())
+        fed.is_complete = True
 
-    async def _speech_requests(self, setup: ReplySetup) -> AsyncIterator[speech_pb2.GenerateFramesRequest]:
+    async def _speech_requests(self, setup: ReplySetup, fed: "Fed") -> AsyncIterator[speech_pb2.GenerateFramesRequest]:
         # The voice goes out at once, so that its prefill is done while the reasoner is at its own.
+        frames = tuple(self.relayed.frames.items)
         yield speech_pb2.GenerateFramesRequest(
             open=speech_pb2.GenerateFramesOpen(
+                resume=speech_pb2.GenerateFramesResume(frames=frames) if frames else None,
                 voice_prompt=setup.voice_prompt,
                 sampling=setup.sampling,
                 max_frame_count=setup.max_frame_count,
                 due_seconds=FIRST_AUDIO_SECONDS,
+                frame_seconds=self._form.frame_seconds,
             )
         )
-        async for step in self.relayed.steps.read():
-            await self._pace.until_due(FRAMES_PER_STEP * step.index)
-            yield speech_pb2.GenerateFramesRequest(step=step)
+        async for steps in self.relayed.steps.read():
+            # Steps that nobody will speak wait for no time of theirs: the stage waits for the end.
+            while steps and self.relayed.speech_reason is None:
+                await self._pace.until_due(FRAMES_PER_STEP * steps[0].index)
+                due_count = sum(self._pace.is_due(FRAMES_PER_STEP * step.index) for step in steps[:STEPS_AHEAD])
+                yield speech_pb2.GenerateFramesRequest(steps=types_pb2.Steps(steps=steps[:due_count]))
+                del steps[:due_count]
+                fed.count += due_count
         yield speech_pb2.GenerateFramesRequest(end=speech_pb2.GenerateFramesEnd())
+        fed.is_complete = True
 
-    async def _codec_requests(self) -> AsyncIterator[codec_pb2.DecodeRequest]:
+    async def _codec_requests(self, fed: "Fed") -> AsyncIterator[codec_pb2.DecodeRequest]:
+        frames = tuple(self.relayed.frames.items) if self.relayed.decoded_frame_count else ()
+        resume = codec_pb2.DecodeResume(frames=frames, played_frame_count=self.relayed.decoded_frame_count)
+        fed.count = len(frames)
         yield codec_pb2.DecodeRequest(
-            open=codec_pb2.DecodeOpen(audio_format=self._form.codec_format, due_seconds=FIRST_AUDIO_SECONDS)
+            open=codec_pb2.DecodeOpen(
+                audio_format=self._form.codec_format,
+                resume=resume if frames else None,
+                due_seconds=FIRST_AUDIO_SECONDS,
+            )
         )
-        index = 0
-        async for frame in self.relayed.frames.read():
-            yield codec_pb2.DecodeRequest(frame=codec_pb2.DecodeFrame(index=index, frame=frame))
-            index += 1
+        async for run in self.relayed.frames.read(fed.count):
+            yield codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(index=fed.count, frames=run))
+            fed.count += len(run)
         yield codec_pb2.DecodeRequest(end=codec_pb2.DecodeEnd())
+        fed.is_complete = True
 
     def _observe_audio(self, frame_count: int) -> None:
         now = self._clock.now()
@@ -517,6 +592,24 @@ class Reply:
             first_audio_seconds=_between(ended_at, self._first_audio_at),
             total_seconds=self._clock.now() - ended_at,
         )
+
+
+@dataclass
+class Fed:
+    """What a call to a stage was sent: outputs of the stage before it, and whether that was all."""
+
+    count: int = 0
+    is_complete: bool = False
+
+
+def _stage_failure(failures: BaseExceptionGroup[BaseException]) -> MeshError | None:
+    """What a stage did, if that is all that went wrong: not what the client sent, and no bug of ours."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return None
+    failure = most_telling(failures)
+    is_stages = isinstance(failure, Unavailable | DeadlineExceeded | Internal) and "stage" in failure.metadata
+    return failure if is_stages else None
 
 
 class _AsItIs:

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -41,10 +41,11 @@ class VoiceExample:
 
 @dataclass(frozen=True)
 class VoiceOutline:
-    """What a list tells of an example: what is said, and its length in seconds."""
+    """What a list tells of an example: what is said, its length in seconds, and the key that made it, by its id."""
 
     transcript: str
     seconds: float
+    owner: str | None = None
 
 
 class VoiceStore(Protocol):
@@ -59,7 +60,7 @@ class VoiceStore(Protocol):
     def outline(self, name: str) -> VoiceOutline | None:
         """The outline of the example of that name, if there is one."""
 
-    def write(self, name: str, example: VoiceExample) -> None:
+    def write(self, name: str, example: VoiceExample, *, owner: str | None = None) -> None:
         """Keeps the example."""
 
     def remove(self, name: str) -> None:
@@ -71,6 +72,7 @@ class VoiceMemory:
 
     def __init__(self) -> None:
         self._examples: dict[str, VoiceExample] = {}
+        self._owners: dict[str, str | None] = {}
 
     def names(self) -> set[str]:
         """Names of all examples."""
@@ -83,15 +85,15 @@ class VoiceMemory:
     def outline(self, name: str) -> VoiceOutline | None:
         """The outline of the example of that name, if there is one."""
         example = self._examples.get(name)
-        return None if example is None else VoiceOutline(example.transcript, example.seconds)
+        return None if example is None else VoiceOutline(example.transcript, example.seconds, self._owners[name])
 
-    def write(self, name: str, example: VoiceExample) -> None:
+    def write(self, name: str, example: VoiceExample, *, owner: str | None = None) -> None:
         """Keeps the example."""
-        self._examples[name] = example
+        self._examples[name], self._owners[name] = example, owner
 
     def remove(self, name: str) -> None:
         """Forgets the example."""
-        del self._examples[name]
+        del self._examples[name], self._owners[name]
 
 
 class VoiceFolder:
@@ -111,8 +113,8 @@ class VoiceFolder:
     def read(self, name: str) -> VoiceExample | None:
         """The example of that name, if there is one."""
         with _reading(name):
-            transcript = self._transcript(name)
-            if transcript is None:
+            outline = self._description(name)
+            if outline is None:
                 return None
             with soundfile.SoundFile(self._path(name, "wav")) as sound:
                 if sound.channels != 1:
@@ -122,17 +124,17 @@ class VoiceFolder:
                     raise ValueError(f"its samples must be PCM_16 or FLOAT, got {sound.subtype}")
                 samples = sound.read(dtype=WAVE_SUBTYPES[encoding][1])
                 audio_format = types_pb2.AudioFormat(encoding=encoding, sample_rate_hz=sound.samplerate)
-        return VoiceExample(transcript, types_pb2.Audio(format=audio_format, data=samples.tobytes()))
+        return VoiceExample(outline.transcript, types_pb2.Audio(format=audio_format, data=samples.tobytes()))
 
     def outline(self, name: str) -> VoiceOutline | None:
         """The outline of the example of that name, if there is one."""
         with _reading(name):
-            transcript = self._transcript(name)
-            if transcript is None:
+            outline = self._description(name)
+            if outline is None:
                 return None
-            return VoiceOutline(transcript, soundfile.info(self._path(name, "wav")).duration)
+            return replace(outline, seconds=soundfile.info(self._path(name, "wav")).duration)
 
-    def write(self, name: str, example: VoiceExample) -> None:
+    def write(self, name: str, example: VoiceExample, *, owner: str | None = None) -> None:
         """Keeps the example: the whole of it, or nothing when the process ends meanwhile."""
         audio_format = example.audio.format
         subtype, dtype = WAVE_SUBTYPES[audio_format.encoding]
@@ -143,7 +145,8 @@ class VoiceFolder:
                 sound.buffer_write(example.audio.data, dtype=dtype)
 
         def write_transcript(path: Path) -> None:
-            path.write_text(json.dumps({"transcript": example.transcript}, ensure_ascii=False), encoding="utf-8")
+            description = {"transcript": example.transcript} | ({} if owner is None else {"owner": owner})
+            path.write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
 
         self._replace(self._path(name, "wav"), write_sound)
         self._replace(self._path(name, "json"), write_transcript)
@@ -153,7 +156,7 @@ class VoiceFolder:
         self._path(name, "json").unlink(missing_ok=True)
         self._path(name, "wav").unlink(missing_ok=True)
 
-    def _transcript(self, name: str) -> str | None:
+    def _description(self, name: str) -> VoiceOutline | None:
         try:
             description = json.loads(self._path(name, "json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -161,7 +164,10 @@ class VoiceFolder:
         transcript = description.get("transcript") if isinstance(description, dict) else None
         if not isinstance(transcript, str) or not transcript.strip():
             raise ValueError("its description must have a transcript")
-        return transcript
+        owner = description.get("owner")
+        if owner is not None and not isinstance(owner, str):
+            raise ValueError("its owner must be the id of a key")
+        return VoiceOutline(transcript, 0.0, owner)
 
     def _path(self, name: str, extension: str) -> Path:
         assert NAME.fullmatch(name), "names are checked before they become paths"

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from chroma_mesh.types.v1 import types_pb2
 
 from services.orchestrator.stages import CodecFacts
 from services.orchestrator.voice_store import NAME, VoiceExample, VoiceFolder, VoiceMemory, VoiceOutline, VoiceStore
+from services.runtime.api_keys import current_caller
 from services.runtime.audio import check_duration, check_format, decode_pcm
 from services.runtime.errors import (
     AlreadyExists,
@@ -20,6 +21,7 @@ from services.runtime.errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
 )
 
@@ -52,19 +54,24 @@ class Voice:
     example_seconds: float
     is_default: bool
     is_builtin: bool
+    is_private: bool
 
 
 class Voices:
-    """Finds voices by name and encodes each example once.
+    """Finds voices by name, among those that the running call's key may know, and encodes each example once.
 
-    Created voices are kept in `folder`, or in memory without one.
+    A created voice is its key's alone, and to all others as if it did not exist, so that several keys may each have one
+    of a name; or it is everybody's: one that was shared, or made without a key. Created voices are kept in `folder`, a
+    key's in a folder of its own there, or in memory without one.
     """
 
     def __init__(self, encoder: Encoder, *, folder: Path | None, default_voice: str, voice_limit: int) -> None:
         self._encoder = encoder
         self._builtin: VoiceStore = VoiceFolder(BUILTIN_FOLDER)
         self._builtin_names = self._builtin.names()
-        self._created: VoiceStore = VoiceMemory() if folder is None else VoiceFolder(folder)
+        self._everybodys: VoiceStore = VoiceMemory() if folder is None else VoiceFolder(folder)
+        self._folder = folder
+        self._in_memory: defaultdict[str, VoiceMemory] = defaultdict(VoiceMemory)
         self._default_voice = default_voice
         self._voice_limit = voice_limit
         self._changing = asyncio.Lock()
@@ -73,11 +80,11 @@ class Voices:
         self._encoding: WeakValueDictionary[tuple[bytes, CodecFacts], asyncio.Lock] = WeakValueDictionary()
 
     async def listing(self) -> list[Voice]:
-        """All voices, sorted by name; one whose files cannot be read is left out and logged."""
-        return await asyncio.to_thread(self._listing)
+        """The caller's voices and everybody's, sorted by name; one that cannot be read is left out and logged."""
+        return await asyncio.to_thread(self._listing, current_caller().key_id)
 
-    async def create(self, name: str, example: VoiceExample) -> Voice:
-        """Adds a voice, once the codec has taken its example.
+    async def create(self, name: str, example: VoiceExample, *, is_shared: bool = False) -> Voice:
+        """Adds a voice of the caller's, once the codec has taken its example.
 
         Raises InvalidArgument for a bad name or example, AlreadyExists, and ResourceExhausted at the limit.
         """
@@ -87,70 +94,89 @@ class Voices:
             )
         self._check_example(example, "example")
         await self._frames(example)
+        owner = current_caller().key_id
         async with self._changing:
-            names = await asyncio.to_thread(self._created.names)
-            if name in names | self._builtin_names:
+            if any([name in await asyncio.to_thread(store.names) for store in self._visible(owner)]):
                 raise AlreadyExists(f"voice {name} exists", reason="VOICE_EXISTS", field="name")
-            if len(names) >= self._voice_limit:
+            store = self._everybodys if owner is None or is_shared else self._own(owner)
+            if len(await asyncio.to_thread(store.names)) >= self._voice_limit:
                 raise ResourceExhausted(
                     f"at most {self._voice_limit} voices can be created", reason="VOICE_LIMIT", field="name"
                 )
-            await asyncio.to_thread(self._created.write, name, example)
-        return self._voice(name, VoiceOutline(example.transcript, example.seconds))
+            await asyncio.to_thread(store.write, name, example, owner=owner)
+        return self._voice(name, VoiceOutline(example.transcript, example.seconds), store)
 
     async def delete(self, name: str) -> None:
         """Removes a created voice; prompts that were made of it stay good.
 
-        Raises NotFound, and FailedPrecondition for a voice that ships with the mesh or that sessions use by default.
+        Raises NotFound, FailedPrecondition for a voice that ships with the mesh or that sessions use by default, and
+        PermissionDenied for everybody's voice that another key made.
         """
+        owner = current_caller().key_id
         if name in self._builtin_names:
             raise FailedPrecondition(
                 f"voice {name} ships with the mesh and stays", reason="VOICE_IS_BUILTIN", field="name"
             )
-        if name == self._default_voice:
-            raise FailedPrecondition(f"voice {name} is the default and stays", reason="VOICE_IS_DEFAULT", field="name")
         async with self._changing:
-            if name not in await asyncio.to_thread(self._created.names):
+            if owner is not None and name in await asyncio.to_thread(self._own(owner).names):
+                await asyncio.to_thread(self._own(owner).remove, name)
+                return
+            if name == self._default_voice:
+                raise FailedPrecondition(
+                    f"voice {name} is the default and stays", reason="VOICE_IS_DEFAULT", field="name"
+                )
+            if name not in await asyncio.to_thread(self._everybodys.names):
                 raise _not_found(name, "name")
-            await asyncio.to_thread(self._created.remove, name)
+            outline = await asyncio.to_thread(self._everybodys.outline, name)
+            if outline is not None and outline.owner != owner:
+                raise PermissionDenied(f"voice {name} was not made by this key", reason="NOT_OWNER")
+            await asyncio.to_thread(self._everybodys.remove, name)
 
     async def example(self, name: str | None = None, *, field: str = "voice_name") -> VoiceExample:
-        """The example of the named voice, or of the default one; raises NotFound."""
+        """The example of the named voice, or of the default one, which is everybody's; raises NotFound."""
+        owner = None if name is None else current_caller().key_id
         name = self._default_voice if name is None else name
-        store = self._builtin if name in self._builtin_names else self._created
-        example = await asyncio.to_thread(store.read, name) if NAME.fullmatch(name) else None
-        if example is None:
-            raise _not_found(name, field)
-        return example
+        if NAME.fullmatch(name):
+            for store in self._visible(owner):
+                example = await asyncio.to_thread(store.read, name)
+                if example is not None:
+                    return example
+        raise _not_found(name, field)
 
     async def prompt(self, example: VoiceExample, *, field: str = "voice_example") -> types_pb2.VoicePrompt:
         """The example as the speech stage needs it; raises InvalidArgument for one that is no good."""
         self._check_example(example, field)
         return types_pb2.VoicePrompt(transcript=example.transcript, frames=await self._frames(example))
 
-    def _listing(self) -> list[Voice]:
-        voices = []
-        for store, names in (
-            (self._builtin, self._builtin_names),
-            (self._created, self._created.names() - self._builtin_names),
-        ):
-            for name in names:
+    def _own(self, owner: str) -> VoiceStore:
+        return self._in_memory[owner] if self._folder is None else VoiceFolder(self._folder / owner)
+
+    def _visible(self, owner: str | None) -> list[VoiceStore]:
+        """Where a caller's voices are looked for, first to last: what is found first hides others of its name."""
+        return [self._builtin, *([] if owner is None else [self._own(owner)]), self._everybodys]
+
+    def _listing(self, owner: str | None) -> list[Voice]:
+        voices: dict[str, Voice] = {}
+        for store in self._visible(owner):
+            for name in store.names() - voices.keys():
                 try:
                     outline = store.outline(name)
                 except Internal as error:
                     structlog.get_logger().warning("voice left out", voice=name, detail=error.message)
                     continue
                 if outline is not None:
-                    voices.append(self._voice(name, outline))
-        return sorted(voices, key=lambda voice: voice.name)
+                    voices[name] = self._voice(name, outline, store)
+        return sorted(voices.values(), key=lambda voice: voice.name)
 
-    def _voice(self, name: str, outline: VoiceOutline) -> Voice:
+    def _voice(self, name: str, outline: VoiceOutline, store: VoiceStore) -> Voice:
+        is_everybodys = store in (self._builtin, self._everybodys)
         return Voice(
             name=name,
             transcript=outline.transcript,
             example_seconds=outline.seconds,
-            is_default=name == self._default_voice,
-            is_builtin=name in self._builtin_names,
+            is_default=name == self._default_voice and is_everybodys,
+            is_builtin=store is self._builtin,
+            is_private=not is_everybodys,
         )
 
     def _check_example(self, example: VoiceExample, field: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.inference.prefixes import Identities, identities
-from services.inference.slots import Refused
+from services.inference.slots import Refused, TooLong
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
 from services.reasoner.heard_clip import Block, HeardClip
 from services.reasoner.prompt import Clip, History, Prompt, Samples, Turn, interleave, texts_between_clips
@@ -119,8 +119,8 @@ class LivePrompt:
     def places(self) -> Identities:
         """Identities of the positions that are known, when there is nothing to `hear`.
 
-        It is the same array until one changes. Raises Refused for a special token in a text, or more positions than the
-        context has.
+        It is the same array until one changes. Raises Refused for a special token in a text, TooLong for more positions
+        than the context has.
         """
         revision = sum(clip.revision for clip in self._heard)
         if self._places is None or revision != self._revision:
@@ -130,7 +130,7 @@ class LivePrompt:
             self._places, self._spans = interleave(self._texts, clips)
             self._revision = revision
         if len(self._places) >= self._context_length:
-            raise Refused(
+            raise TooLong(
                 f"the conversation is too long: it has {len(self._places)} positions; "
                 f"expected fewer than the context of {self._context_length}"
             )

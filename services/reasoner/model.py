@@ -79,8 +79,10 @@ class ReasonerModel(nn.Module):
 
     def prefill(self, chunk: Chunk, cache: KvCache) -> Tensor:
         """Runs a chunk of a prompt in one slot's cache → the state at its last position, [1, hidden]."""
-        hidden = self.stack(chunk.embeddings, self.stack.places(chunk.columns, chunk.reach), cache)
-        return hidden.index_select(1, chunk.last)[:, 0]
+        hidden: Tensor = self.stack(
+            chunk.embeddings, self.stack.places(chunk.columns, chunk.reach), cache, wanted=chunk.last
+        )
+        return hidden[:, 0]
 
     def next_token(self, hidden: Tensor) -> Tensor:
         """The most likely token after each state: hidden [B, hidden] → [B] int64."""

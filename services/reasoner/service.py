@@ -18,6 +18,7 @@ from services.runtime.errors import InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import encode_tensor
 from services.stage.due import check_due
+from services.stage.gathering import Gathering, check_lasts
 from services.stage.refusals import refusals
 
 SERVICE_NAME = reasoner_pb2.DESCRIPTOR.services_by_name["ReasonerService"].full_name
@@ -48,6 +49,7 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
         """Gives the servicer its engine."""
         self._engine = engine
         self._metrics.slots.watch(lambda: engine.slots_in_use, engine.slot_count)
+        engine.on_cut = self._metrics.slots.release.observe
 
     async def Generate(self, requests: AsyncIterator[reasoner_pb2.GenerateRequest], context: Context) -> None:
         """One reply's text; the law of the stream is in the proto."""
@@ -70,18 +72,20 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
         context: Context,
     ) -> reasoner_pb2.GenerateFinished:
         conversation = Conversation(opening, self._engine)
+        gathering = Gathering(stream, check_lasts(opening.step_seconds, field="open.step_seconds"))
         first_step_seconds = 0.0
         try:
             # What can't be answered may be found out by the engine before the turn has ended.
             async with asyncio.TaskGroup() as tasks:
                 listening = tasks.create_task(_listen(reader, conversation, stream))
                 with refusals():
-                    async for step in stream:
+                    while steps := await gathering.message():
                         if not first_step_seconds:
                             first_step_seconds = time.perf_counter() - conversation.completed_at
                             self._metrics.first_token.observe(first_step_seconds)
-                        await context.write(reasoner_pb2.GenerateResponse(step=_step(step)))
-                        self._metrics.steps.inc()
+                        message = types_pb2.Steps(steps=map(_step, steps))
+                        await context.write(reasoner_pb2.GenerateResponse(steps=message))
+                        self._metrics.steps.inc(len(steps))
                 listening.cancel()
         finally:
             self._metrics.count_blocks(stream.encoded_block_count, stream.redone_block_count)

@@ -1,25 +1,50 @@
 """Channels to the services of the mesh."""
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import grpc
 
+from services.runtime.address import target
 from services.runtime.interceptors import outgoing_metadata
+from services.runtime.tls import ClientTls, open_tls_channel
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+# The longest example of a voice fits, as floats. A call that has sent more before its first answer is not repeated.
+REPEATED_BYTES = 4 * 1024 * 1024
+# Five is gRPC's own limit. The waits are there for the last replica to be freed; another one is tried almost at once.
+REFUSED_ELSEWHERE = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.005s",
+    "maxBackoff": "0.1s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
 
 MultiCallable = TypeVar("MultiCallable", bound=Callable[..., Any])
 
 
-def open_channel(address: str, *, read_ahead_bytes: int | None = None) -> grpc.aio.Channel:
-    """A channel to `address` ("host:port", or any gRPC target) whose calls carry the ids of their context.
+def open_channel(
+    address: str,
+    *,
+    service: str | None = None,
+    read_ahead_bytes: int | None = None,
+    tls: ClientTls | None = None,
+) -> grpc.aio.Channel:
+    """A channel to the replicas at `address`, as `check_address` has it, whose calls carry the ids of their context.
+
+    Calls go to the replicas in turn. One that is refused (UNAVAILABLE, nothing sent back before) is begun again at the
+    next replica, by gRPC itself; replicas whose health says that `service` is not serving are left out from the start.
+    A replica whose connection is lost leaves until it can be reached again, and names are then asked for anew.
 
     Messages may have up to 16 MiB; a peer that is silently gone is noticed within 20 seconds. `read_ahead_bytes` is
-    what a peer may send of one call before it is read; by default HTTP/2 finds that out, 64 KiB or more. To be closed,
-    or used with `async with`.
+    what a peer may send of one call before it is read; by default HTTP/2 finds that out, 64 KiB or more. With `tls` the
+    connection is encrypted, and calls after a change of its files have the new ones. To be closed, or used with
+    `async with`.
     """
-    options = [
+    uri = target(address)
+    options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 10_000),
@@ -28,10 +53,30 @@ def open_channel(address: str, *, read_ahead_bytes: int | None = None) -> grpc.a
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+        ("grpc.service_config", _service_config(service)),
+        ("grpc.service_config_disable_resolution", 1),  # or every name would be asked for one of its own
+        ("grpc.per_rpc_retry_buffer_size", REPEATED_BYTES),
     ]
     if read_ahead_bytes is not None:
         options += [("grpc.http2.lookahead_bytes", read_ahead_bytes), ("grpc.http2.bdp_probe", 0)]
-    return IdentifiedChannel(grpc.aio.insecure_channel(address, options=options))
+    if tls is None:
+        return IdentifiedChannel(grpc.aio.insecure_channel(uri, options=options))
+    if tls.name is not None:
+        options += [("grpc.ssl_target_name_override", tls.name)]
+    return IdentifiedChannel(
+        open_tls_channel(tls, lambda credentials: grpc.aio.secure_channel(uri, credentials, options=options))
+    )
+
+
+def _service_config(service: str | None) -> str:
+    config: dict[str, Any] = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": [{}], "retryPolicy": REFUSED_ELSEWHERE}],
+    }
+    if service is not None:
+        config["healthCheckConfig"] = {"serviceName": service}
+    return json.dumps(config)
 
 
 class IdentifiedChannel(grpc.aio.Channel):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -18,16 +19,25 @@ FACT_LIMIT_BYTES = 200
 class MeshError(Exception):
     """A failure that a caller is told about: gRPC code, reason (UPPER_SNAKE), message, wrong field, further facts.
 
-    Texts beyond what fits into a status are cut.
+    `retry_seconds` is when to try again, where that is known. Texts beyond what fits into a status are cut.
     """
 
     status_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
-    def __init__(self, message: str, *, reason: str | None = None, field: str | None = None, **metadata: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        field: str | None = None,
+        retry_seconds: float | None = None,
+        **metadata: str,
+    ) -> None:
         self.code: grpc.StatusCode = self.status_code
         self.message = _cut(message, MESSAGE_LIMIT_BYTES)
         self.reason = reason or self.code.name
         self.field = None if field is None else _cut(field, FACT_LIMIT_BYTES)
+        self.retry_seconds = retry_seconds
         self.metadata = {key: _cut(value, FACT_LIMIT_BYTES) for key, value in metadata.items()}
         super().__init__(self.message)
 
@@ -102,44 +112,52 @@ class PermissionDenied(MeshError):
 
 
 def to_rpc_status(error: MeshError) -> status_pb2.Status:
-    """The error as google.rpc.Status with one ErrorInfo, and BadRequest where a field is wrong."""
+    """The error as google.rpc.Status with one ErrorInfo, BadRequest where a field is wrong, RetryInfo with a delay."""
     status = status_pb2.Status(code=error.code.value[0], message=error.message)
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_seconds * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     """The error that the peer raised; one without details (a lost connection, say) has its code's name as reason."""
     code, message = error.code(), error.details() or error.code().name.lower()
-    info, field = _details(error)
+    info, field, retry_seconds = _details(error)
     if code is grpc.StatusCode.CANCELLED and info is None:
         # Whoever cancels a call itself sees asyncio.CancelledError. This is grpc's answer to a call that reached a
         # server which is being shut down, before its connection's end did.
         return Unavailable("the server is shutting down", reason="DRAINING")
     kinds = {kind.status_code: kind for kind in MeshError.__subclasses__()}
-    restored = kinds.get(code, MeshError)(message, field=field)
+    restored = kinds.get(code, MeshError)(message, field=field, retry_seconds=retry_seconds)
     restored.code, restored.reason = code, code.name
     if info is not None:
         restored.reason, restored.metadata = info.reason, dict(info.metadata)
     return restored
 
 
-def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, str | None]:
+def _details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo | None, str | None, float | None]:
     try:
         status = rpc_status.from_call(error)
     except (ValueError, DecodeError):  # of a foreign server: they contradict its status, or are none of ours
-        return None, None
-    found, field = None, None
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        return None, None, None
+    found, field, retry_seconds = None, None, None
+    info, bad_request, retry = (
+        error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo(),
+    )  # fmt: skip
     for detail in status.details if status is not None else ():
         if detail.Unpack(info):
             found = info
         elif detail.Unpack(bad_request) and bad_request.field_violations:
             field = bad_request.field_violations[0].field
-    return found, field
+        elif detail.Unpack(retry):
+            retry_seconds = retry.retry_delay.ToNanoseconds() / 1e9
+    return found, field, retry_seconds
 
 
 def most_telling(failure: BaseException) -> MeshError | None:

@@ -1,13 +1,16 @@
 """What every call of every service goes through: admission, ids, and errors made into statuses."""
 
 import asyncio
+import os
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,11 +19,18 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from services.runtime.api_keys import Caller, Metadata, admit_anybody, with_caller
 from services.runtime.errors import Cancelled, Internal, MeshError, Unavailable, most_telling, to_rpc_status
 
 # Answered at all times, whatever state the service is in.
 ALWAYS_OPEN = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+# In the initial metadata of an answer: who gives it.
+REPLICA_KEY = "x-replica"
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+Behavior = Callable[[Any, Any], Awaitable[Any]]
+# Who makes a call of a method with this metadata; raises Unauthenticated or PermissionDenied.
+Admit = Callable[[str, Metadata], Caller]
 
 
 @dataclass(frozen=True)
@@ -91,13 +101,14 @@ class Phase(Enum):
 
 
 class Gate:
-    """Lets calls in while the service is serving, and knows when the last one has ended."""
+    """Lets calls in while the service is serving, ends those that outstay it, and knows when the last one has ended."""
 
     def __init__(self) -> None:
         self.phase = Phase.LOADING
         self._open_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._working: set[asyncio.Timeout] = set()
 
     @contextmanager
     def count(self) -> Iterator[None]:
@@ -111,21 +122,74 @@ class Gate:
             if self._open_calls == 0:
                 self._idle.set()
 
-    def check(self) -> None:
-        """Refuses a new call with Unavailable, reason LOADING or DRAINING, unless the service is serving."""
+    @asynccontextmanager
+    async def pass_through(self) -> AsyncIterator[None]:
+        """The block in which a call's work is done.
+
+        Raises Unavailable, reason LOADING or DRAINING, at its begin unless the service is serving, and reason DRAINING
+        at any await within once the call is handed over.
+        """
         if self.phase is not Phase.SERVING:
             raise Unavailable(self.phase.value, reason=self.phase.name)
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._working.add(limit)
+                try:
+                    yield
+                finally:
+                    self._working.discard(limit)
+        except TimeoutError:
+            if limit.expired():
+                raise Unavailable(f"{Phase.DRAINING.value} before this call ended", reason="DRAINING") from None
+            raise
+
+    def hand_over(self) -> None:
+        """Ends the calls at work: their callers go on at another replica."""
+        now = asyncio.get_running_loop().time()
+        for limit in self._working:
+            limit.reschedule(now)
 
     async def until_idle(self) -> None:
         """Returns when no call is open."""
         await self._idle.wait()
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of the mesh's services; health and reflection stay as they are."""
+def replica_name() -> str:
+    """What this process is called among the replicas of its service."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
-    def __init__(self, gate: Gate, *, stage: str) -> None:
+
+class NamingContext:
+    """A call's context that adds metadata to what is sent ahead of the first message."""
+
+    def __init__(self, context: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._context = context
+        self._metadata = metadata
+        self._is_sent = False
+
+    async def send_initial_metadata(self, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
+        """As in grpc."""
+        self._is_sent = True
+        await self._context.send_initial_metadata((*metadata, *self._metadata))
+
+    async def write(self, message: Any) -> None:
+        """As in grpc."""
+        if not self._is_sent:
+            await self.send_initial_metadata()
+        await self._context.write(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of the mesh's services; health and reflection stay as they are, and ask for no key."""
+
+    def __init__(self, gate: Gate, *, stage: str, admit: Admit = admit_anybody) -> None:
         self._gate = gate
+        self._admit = admit
+        self._name = ((REPLICA_KEY, replica_name()),)
         self._log = structlog.get_logger().bind(stage=stage)
 
     async def intercept_service(
@@ -140,18 +204,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(self._guard(method, handler.stream_stream), **wire)
+            stream = partial(self._stream, handler.stream_stream)
+            return grpc.stream_stream_rpc_method_handler(self._guard(method, stream), **wire)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **wire)
+            unary = partial(self._unary, handler.unary_unary)
+            return grpc.unary_unary_rpc_method_handler(self._guard(method, unary), **wire)
         raise TypeError(f"{method} must be unary or bidirectional")
 
-    def _guard(self, method: str, behavior: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    # Metadata ahead of an error would make it an answer, after which gRPC tries no other replica.
+
+    async def _unary(self, behavior: Behavior, request: Any, context: Any) -> Any:
+        response = await behavior(request, context)
+        await context.send_initial_metadata(self._name)
+        return response
+
+    async def _stream(self, behavior: Behavior, requests: Any, context: Any) -> None:
+        await behavior(requests, NamingContext(context, self._name))
+
+    def _guard(self, method: str, behavior: Behavior) -> Any:
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            ids = incoming_ids(tuple(context.invocation_metadata() or ()))
+            metadata = tuple(context.invocation_metadata() or ())
+            ids = incoming_ids(metadata)
             with self._gate.count(), with_ids(**asdict(ids)):
                 try:
-                    self._gate.check()
-                    return await behavior(request, context)
+                    async with self._gate.pass_through():
+                        with with_caller(self._admit(method, metadata)):
+                            return await behavior(request, context)
                 except (Exception, BaseExceptionGroup) as failure:
                     error = self._explain(method, failure)
                 # On a call that is gone this raises as well; grpc knows why and stays silent.

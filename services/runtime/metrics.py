@@ -30,6 +30,8 @@ FRAME_INTERVAL_BUCKETS = (
     0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.16, 0.24, 0.5, 1.0, 5.0,
 )  # fmt: skip
 QUEUE_WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# A slot is free after the step that is under way, of 1 ms or of 80.
+RELEASE_BUCKETS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.5, 1.0, 5.0)
 
 FinishedReason = Literal["stop", "length", "cancelled", "invalid", "failed", "unavailable"]
 REASONS: tuple[FinishedReason, ...] = ("stop", "length", "cancelled", "invalid", "failed", "unavailable")
@@ -91,6 +93,12 @@ class SlotMetrics:
             f"chroma_{stage}_queue_wait_seconds",
             "Time that streams waited for a slot, in seconds.",
             buckets=QUEUE_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self.release = Histogram(
+            f"chroma_{stage}_slot_release_seconds",
+            "From when a stream was cut, as by a barge-in, to the end of the last step it was part of, in seconds.",
+            buckets=RELEASE_BUCKETS,
             registry=registry,
         )
         self._slots_in_use = Gauge(f"chroma_{stage}_slots_in_use", "Slots that streams hold.", registry=registry)

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from services.runtime.interceptors import CallInterceptor, Gate, Phase
+from services.runtime.api_keys import admit_anybody
+from services.runtime.file_value import FileUnusable
+from services.runtime.interceptors import Admit, CallInterceptor, Gate, Phase, replica_name
 from services.runtime.logs import configure
 from services.runtime.metrics import serve_metrics
 from services.runtime.settings import ServiceSettings
+from services.runtime.tls import server_credentials
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # Time for the last statuses to leave, and for watchers of health to hear of the end.
 LINGER_SECONDS = 0.25
+# Time for the streams that are handed over to let go of what they hold.
+HAND_OVER_SECONDS = 2.0
 
 
 class CannotStart(Exception):
@@ -46,12 +51,14 @@ async def serve(
     prepare: Callable[[], Awaitable[None]],
     close: Callable[[], Awaitable[None]],
     registry: CollectorRegistry,
+    admit: Admit = admit_anybody,
 ) -> None:
     """Serves until SIGTERM or SIGINT; the body of a service's process, under `uvloop.run`.
 
     `add` puts the servicers on the server, `services` are their full proto names. It listens at once, with health
     NOT_SERVING and calls UNAVAILABLE until `prepare` (load and warm, without blocking the loop) is done. At the end
-    open streams get the grace time, then `close` is called, also after a `prepare` that failed or was cut short.
+    streams that end within the grace time finish, the others are ended with UNAVAILABLE, reason DRAINING; then `close`
+    is called, also after a `prepare` that failed or was cut short.
     Log lines "listening", "ready" and "failed" say how far it is; a failure before "ready" ends with status 1.
     """
     configure(stage, settings)
@@ -63,6 +70,7 @@ async def serve(
         prepare=prepare,
         close=close,
         registry=registry,
+        admit=admit,
         wait_ready=False,
     )
     await serve_until_signalled({stage: server})
@@ -121,12 +129,13 @@ async def running(
     prepare: Callable[[], Awaitable[None]],
     close: Callable[[], Awaitable[None]],
     registry: CollectorRegistry,
+    admit: Admit = admit_anybody,
     wait_ready: bool = True,
 ) -> AsyncIterator[RunningServer]:
     """The same server without signals, in this process: it serves within the block and drains after it."""
     log = structlog.get_logger().bind(stage=stage)
     gate, servicer = Gate(), health.aio.HealthServicer()
-    server = grpc.aio.server(interceptors=[CallInterceptor(gate, stage=stage)], options=_options(settings))
+    server = grpc.aio.server(interceptors=[CallInterceptor(gate, stage=stage, admit=admit)], options=_options(settings))
     add(server)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -149,12 +158,14 @@ async def running(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(close)
         await set_health(NOT_SERVING)
-        port = server.add_insecure_port(_address(settings.host, settings.port))
+        port = _listen(server, settings)
         metrics_port = stack.enter_context(serve_metrics(registry, settings.host, settings.metrics_port))
         stack.push_async_callback(drain)
         await server.start()
         address = _address(settings.host, port)
-        log.info("listening", address=address, metrics_address=_address(settings.host, metrics_port))
+        log.info(
+            "listening", address=address, metrics_address=_address(settings.host, metrics_port), replica=replica_name()
+        )
         prepared = asyncio.create_task(load())
         stack.push_async_callback(_cancel, prepared)
         if wait_ready:
@@ -162,25 +173,47 @@ async def running(
         yield RunningServer(address, metrics_port, prepared)
 
 
+def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> int:
+    address = _address(settings.host, settings.port)
+    if settings.tls is None:
+        return server.add_insecure_port(address)
+    try:
+        return server.add_secure_port(address, server_credentials(settings.tls))
+    except FileUnusable as refusal:
+        raise CannotStart(str(refusal)) from refusal
+
+
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_concurrent_streams", settings.connection_stream_limit),
+        # Between the two, a call would be refused by chance.
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.max_connection_age_ms", max(1, round(settings.connection_age_seconds * 1000))),
+        # Without end: a stream ends by its own deadline, never because of the connection's age.
+        ("grpc.max_connection_age_grace_ms", 2**31 - 1),
         ("grpc.so_reuseport", 0),  # or a second process would share the port in silence
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # or callers who ask more often are cut off
     ]
 
 
 async def _stop(server: grpc.aio.Server, gate: Gate, grace_seconds: float) -> None:
-    # Watchers of health never leave by themselves, so only the mesh's own calls may use up the grace. When the last of
-    # them has ended, its status still has to leave. The group also waits for the handlers that were cut off: they give
-    # back what they hold before it is closed.
+    # New calls go elsewhere from the first moment. Streams that end within the grace finish; the others are handed
+    # over: ended with UNAVAILABLE, reason DRAINING, for their caller to go on at another replica. Watchers of health
+    # never leave by themselves, so only the mesh's own calls may use up the grace. When the last of them has ended, its
+    # status still has to leave. The group also waits for the handlers: they give back what they hold before it is
+    # closed.
     async with asyncio.TaskGroup() as tasks:
-        stopping = tasks.create_task(server.stop(grace_seconds))
-        draining = tasks.create_task(gate.until_idle())
-        await asyncio.wait((stopping, draining), return_when=asyncio.FIRST_COMPLETED)
+        tasks.create_task(server.stop(grace_seconds + HAND_OVER_SECONDS))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(gate.until_idle(), grace_seconds)
+        gate.hand_over()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(gate.until_idle(), HAND_OVER_SECONDS)
         await server.stop(LINGER_SECONDS)
 
 

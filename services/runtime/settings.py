@@ -4,9 +4,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -16,6 +17,7 @@ from pydantic_settings import (
 )
 
 from services.runtime.channel import MAX_MESSAGE_BYTES
+from services.runtime.tls import ServerTls
 
 
 class ProcessSettings(BaseSettings):
@@ -55,6 +57,44 @@ class ServiceSettings(ProcessSettings):
     max_message_bytes: int = Field(
         MAX_MESSAGE_BYTES, ge=65536, le=2**31 - 1, description="largest message that is taken or sent, in bytes"
     )
+    max_metadata_bytes: int = Field(
+        8192, ge=1024, le=2**20, description="most that the metadata of a call may take, in bytes"
+    )
+    connection_age_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=86400,
+        description="age at which a connection takes no further calls, in seconds: its caller opens another, asks for "
+        "the name again and so finds new replicas; calls that are open go on for as long as they take",
+    )
+    connection_stream_limit: int = Field(
+        1024, ge=1, le=2**20, description="most calls at a time over one connection; further ones wait at their caller"
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file with the server's certificate and those above it; without one, connections are not "
+        "encrypted. It, the key and the CA are read again when they change",
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's key")
+    tls_ca: Path | None = Field(
+        None,
+        description="PEM file with the authority of the callers' certificates; without one, callers need none",
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together")
+        if self.tls_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_ca needs tls_certificate and tls_key")
+        return self
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """The server's TLS, if it has any."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return ServerTls(self.tls_certificate, self.tls_key, self.tls_ca)
 
 
 Settings = TypeVar("Settings", bound=ProcessSettings)

@@ -75,8 +75,8 @@ class IndexCheck:
         self._field = field
         self._expected = first
 
-    def expect(self, index: int) -> None:
-        """Takes the next index; any but the one after the last raises InvalidArgument with reason INDEX_GAP."""
+    def expect(self, index: int, count: int = 1) -> None:
+        """Takes the next `count` indexes; a first one that does not follow raises InvalidArgument, reason INDEX_GAP."""
         if index != self._expected:
             raise InvalidArgument(
                 f"{self._field} must be {self._expected}, got {index}",
@@ -85,4 +85,4 @@ class IndexCheck:
                 expected=str(self._expected),
                 got=str(index),
             )
-        self._expected += 1
+        self._expected += count

@@ -124,7 +124,7 @@ def next_frames(
         hidden = _decode(slots, inputs, run, codebook, depth, backbone.shape.hidden, width, tables)
         depth_width = in_blocks(depth.shape.hidden)
         multiply(
-            hidden, (run - 1) * depth_width, run * depth_width, count, depth.shape.hidden,
+            hidden, 0, depth_width, count, depth.shape.hidden,
             tables.heads, (codebook - 1) * head_size, tables.zeros, 0, tables.drawn, logits, 0, logit_width, False,
         )  # fmt: skip
         _draw(slots, wishes, tables, logits, logit_width, rows, codebook, codes)
@@ -161,20 +161,17 @@ def _speak(slots: Ints, wishes: Wishes, backbone: StackCache, tables: Tables) ->
         last[index] = rows - 1
     flat = x.reshape(-1)
     stack.run(
-        flat, row_slots[:rows], columns[:rows], columns[:rows], backbone.entries, backbone.slots, backbone.columns,
-        backbone.shape, backbone.weights, backbone.turns,
+        flat, row_slots[:rows], columns[:rows], columns[:rows], last,
+        backbone.entries, backbone.slots, backbone.columns, backbone.shape, backbone.weights, backbone.turns,
     )  # fmt: skip
-    states = np.empty((count, width), np.float32)
-    for index in range(count):
-        states[index] = x[last[index]]
-    return states.reshape(-1)
+    return flat[: count * width]
 
 
 @compiled
 def _decode(
     slots: Ints, inputs: Floats, run: int, codebook: int, depth: StackCache, input_size: int, width: int, tables: Tables
 ) -> Floats:
-    """Runs the depth decoder over `run` inputs of each slot, in rows of `width` → its states."""
+    """Runs the depth decoder over `run` inputs of each slot, in rows of `width` → its state at the last of each."""
     count, depth_width = run * len(slots), in_blocks(depth.shape.hidden)
     x = np.empty(count * depth_width, np.float32)
     multiply(
@@ -187,8 +184,8 @@ def _decode(
         column = codebook + 1 - run + row % run
         row_slots[row], columns[row], positions[row] = slots[row // run], column, max(column - tables.offset, 0)
     stack.run(
-        x, row_slots, columns, positions, depth.entries, depth.slots, depth.columns, depth.shape, depth.weights,
-        depth.turns,
+        x, row_slots, columns, positions, np.arange(run - 1, count, run),
+        depth.entries, depth.slots, depth.columns, depth.shape, depth.weights, depth.turns,
     )  # fmt: skip
     return x
 

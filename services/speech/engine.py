@@ -1,5 +1,6 @@
 """Schedules the speech slots: a chunk of a voice prompt and one frame of every reply, in turn."""
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -46,11 +47,12 @@ class SpeechStep:
 
 @dataclass(frozen=True)
 class SpeechFrame:
-    """A frame of the reply. step_count: steps that have gone into the reply up to it."""
+    """A frame of the reply. step_count: steps that have gone into the reply up to it; made_at: in seconds."""
 
     index: int
     codes: Codes
     step_count: int
+    made_at: float = field(compare=False, default_factory=time.perf_counter)
 
 
 @dataclass(eq=False)

@@ -110,7 +110,7 @@ class SpeechModel(nn.Module):
     def prefill(self, chunk: Chunk, cache: KvCache) -> None:
         """Runs a chunk of a voice prompt in one slot's cache."""
         stack = self.backbone.stack
-        stack(chunk.embeddings, stack.places(chunk.columns, chunk.reach), cache)
+        stack(chunk.embeddings, stack.places(chunk.columns, chunk.reach), cache, wanted=chunk.last)
 
     def next_frames(self, inputs: FrameInputs, cache: KvCache, depth_cache: DepthCache, reach: int) -> Tensor:
         """One frame of every slot: the codes [S, codebooks] int64, NO_CODE where the backbone's state is not finite."""

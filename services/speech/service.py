@@ -13,10 +13,11 @@ from chroma_mesh.types.v1 import types_pb2
 from services.runtime.errors import Cancelled, InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import check_frame, decode_tensor
-from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechStep, SpeechStream, Voice
+from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechFrame, SpeechStep, SpeechStream, Voice
 from services.speech.metrics import SpeechMetrics
 from services.speech.model import SpeechConfig
 from services.stage.due import check_due
+from services.stage.gathering import Gathering, check_lasts
 from services.stage.refusals import refusals
 
 SERVICE_NAME = speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name
@@ -43,6 +44,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
         """Gives the servicer its engine."""
         self._engine = engine
         self._metrics.slots.watch(lambda: engine.slots_in_use, engine.slot_count)
+        engine.on_cut = self._metrics.slots.release.observe
 
     async def GenerateFrames(self, requests: AsyncIterator[speech_pb2.GenerateFramesRequest], context: Context) -> None:
         """One reply's frames; the law of the stream is in the proto."""
@@ -51,6 +53,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
             opening: speech_pb2.GenerateFramesOpen = await reader.open()
             stream = self._stream(opening)
             feed = StepFeed(reader, stream, self._engine.model.config)
+            gathering = Gathering(stream, check_lasts(opening.frame_seconds, field="open.frame_seconds"))
             async with asyncio.TaskGroup() as tasks:
                 # Within the group: one that it let out would be wrapped and taken for a bug.
                 with refusals():
@@ -58,7 +61,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
                         self._metrics.slots.queue_wait.observe(stream.queue_seconds)
                         await context.write(self._opened(stream))
                         feeding = tasks.create_task(feed.run())
-                        first_frame_seconds = await self._send_frames(stream, feed, context)
+                        first_frame_seconds = await self._send_frames(stream, gathering, feed, context)
                 outcome.reason = stream.finish_reason
                 finished = speech_pb2.GenerateFramesFinished(
                     reason=_REASONS[stream.finish_reason],
@@ -71,23 +74,27 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
                 await feed.settle()
                 feeding.cancel()
 
-    async def _send_frames(self, stream: SpeechStream, feed: "StepFeed", context: Context) -> float:
+    async def _send_frames(
+        self, stream: SpeechStream, gathering: Gathering[SpeechFrame], feed: "StepFeed", context: Context
+    ) -> float:
         """Sends frames until the reply ends; returns the time to the first one, in seconds."""
         first_frame_seconds, last = 0.0, 0.0
-        async for frame in stream:
-            now = time.perf_counter()
-            if last:
-                self._metrics.frame_interval.observe(now - last)
-            else:
-                first_frame_seconds = now - feed.first_step_at
-                self._metrics.first_frame.observe(first_frame_seconds)
-                self._metrics.voices.count(stream.found_voice)
-            last = now
-            spoken = speech_pb2.SpokenFrame(
-                index=frame.index, frame=types_pb2.Frame(codes=frame.codes), step_count=frame.step_count
+        while frames := await gathering.message():
+            for frame in frames:
+                if last:
+                    self._metrics.frame_interval.observe(frame.made_at - last)
+                else:
+                    first_frame_seconds = time.perf_counter() - feed.first_step_at
+                    self._metrics.first_frame.observe(first_frame_seconds)
+                    self._metrics.voices.count(stream.found_voice)
+                last = frame.made_at
+            spoken = speech_pb2.SpokenFrames(
+                index=frames[0].index,
+                frames=[types_pb2.Frame(codes=frame.codes) for frame in frames],
+                step_counts=[frame.step_count for frame in frames],
             )
-            await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
-            self._metrics.frames.inc()
+            await context.write(speech_pb2.GenerateFramesResponse(frames=spoken))
+            self._metrics.frames.inc(len(frames))
         return first_frame_seconds
 
     def _stream(self, opening: speech_pb2.GenerateFramesOpen) -> SpeechStream:
@@ -172,24 +179,30 @@ class StepFeed:
     async def _feed(self) -> None:
         index = IndexCheck("step.index")
         text_ended = False
-        async for _, step in self._reader:
-            index.expect(step.index)
-            if step.index == 0:
-                self.first_step_at = time.perf_counter()
-            if text_ended:
-                raise InvalidArgument("no step may follow the one with is_end", reason="OUT_OF_ORDER", field="step")
-            if step.token_id >= self._config.vocabulary_size:
-                raise InvalidArgument(
-                    f"step.token_id must be below {self._config.vocabulary_size}, got {step.token_id}",
-                    field="step.token_id",
-                )
-            shape = (self._config.backbone.hidden_size,)
-            hidden = decode_tensor(step.hidden_state, shape=shape, field="step.hidden_state")
-            text_ended = step.is_end
-            await self._stream.send(SpeechStep(step.token_id, hidden, step.is_end))
+        async for _, message in self._reader:
+            if not message.steps:
+                raise InvalidArgument("steps.steps must have at least one step", field="steps.steps")
+            for step in message.steps:
+                index.expect(step.index)
+                if step.index == 0:
+                    self.first_step_at = time.perf_counter()
+                if text_ended:
+                    raise InvalidArgument("no step may follow the one with is_end", reason="OUT_OF_ORDER", field="step")
+                await self._stream.send(self._step(step))
+                text_ended = step.is_end
         self._stream.end()
         self._ended.set()
         await self._reader.nothing_more()
+
+    def _step(self, step: types_pb2.Step) -> SpeechStep:
+        if step.token_id >= self._config.vocabulary_size:
+            raise InvalidArgument(
+                f"step.token_id must be below {self._config.vocabulary_size}, got {step.token_id}",
+                field="step.token_id",
+            )
+        shape = (self._config.backbone.hidden_size,)
+        hidden = decode_tensor(step.hidden_state, shape=shape, field="step.hidden_state")
+        return SpeechStep(step.token_id, hidden, step.is_end)
 
     async def settle(self) -> None:
         """Gives a client whose reply ended before its steps did the time to say `end`.

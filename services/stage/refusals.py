@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.inference.slots import Full, NotFinite, Refused
+from services.inference.slots import Full, NotFinite, Refused, TooLong
 from services.runtime.errors import Internal, InvalidArgument, Unavailable
 
 
@@ -14,6 +14,8 @@ def refusals() -> Iterator[None]:
         yield
     except Full as full:
         raise Unavailable(str(full), reason="FULL") from full
+    except TooLong as refusal:
+        raise InvalidArgument(str(refusal), reason="TOO_LONG") from refusal
     except Refused as refusal:
         raise InvalidArgument(str(refusal), reason="REFUSED") from refusal
     except NotFinite as failure:

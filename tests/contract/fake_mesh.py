@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +29,11 @@ from services.runtime.interceptors import CallInterceptor, Gate, Phase
 from services.runtime.stream import RequestStream
 
 S16, F32 = types_pb2.AUDIO_ENCODING_PCM_S16LE, types_pb2.AUDIO_ENCODING_PCM_F32LE
-STOP, LENGTH, CANCELLED = (
+STOP, LENGTH, CANCELLED, FAILED = (
     types_pb2.FINISH_REASON_STOP,
     types_pb2.FINISH_REASON_LENGTH,
     types_pb2.FINISH_REASON_CANCELLED,
+    types_pb2.FINISH_REASON_FAILED,
 )
 USER, ASSISTANT, SYSTEM = types_pb2.ROLE_USER, types_pb2.ROLE_ASSISTANT, types_pb2.ROLE_SYSTEM
 INPUT_16 = types_pb2.AudioFormat(encoding=S16, sample_rate_hz=16_000)
@@ -92,6 +93,8 @@ class FakeStage:
         self.open_count = 0
         self.heard: list[Heard] = []
         self.hook: Callable[[int], Awaitable[None]] = no_hook
+        # The same before each part of a turn that is heard.
+        self.input_hook: Callable[[int], Awaitable[None]] = no_hook
         self.sends_finished = True
 
     @asynccontextmanager
@@ -111,7 +114,14 @@ class FakeStage:
 
     async def feed(self, requests: RequestStream[Any], heard: Heard) -> None:
         async for kind, payload in requests:
-            {"message": heard.messages, "part": heard.parts}.get(kind, heard.items).append(payload)
+            match kind:
+                case "message":
+                    heard.messages.append(payload)
+                case "part":
+                    await self.input_hook(len(heard.parts))
+                    heard.parts.append(payload)
+                case "steps":
+                    heard.items += payload.steps
             self.signal.touch()
         heard.is_ended = True
         self.signal.touch()
@@ -151,19 +161,22 @@ class FakeReasoner(FakeStage, reasoner_pb2_grpc.ReasonerServiceServicer):
                 raise InvalidArgument("the conversation is too long: it has too many positions", reason="TOO_LONG")
             audio = b"".join(part.audio for part in heard.parts)
             words = digest(audio, [part.text for part in heard.parts], [str(message) for message in heard.messages])
-            for index in range(self.step_count + 1):
+            tokens = [words[index % len(words)] for index in range(self.step_count + 1)]
+            resumed = list(heard.open.resume.token_ids)
+            assert resumed == tokens[: len(resumed)]
+            for index in range(len(resumed), len(tokens)):
                 await self.hook(index)
                 is_end = index == self.step_count
                 step = types_pb2.Step(
                     index=index,
-                    token_id=words[index % len(words)],
+                    token_id=tokens[index],
                     text="" if is_end or self.is_wordless else f"{words.hex()[:4]}.{index} ",
                     hidden_state=types_pb2.Tensor(
                         data_type=types_pb2.DATA_TYPE_FLOAT32, shape=[HIDDEN_SIZE], data=bytes(4 * HIDDEN_SIZE)
                     ),
                     is_end=is_end,
                 )
-                await context.write(reasoner_pb2.GenerateResponse(step=step))
+                await context.write(reasoner_pb2.GenerateResponse(steps=types_pb2.Steps(steps=[step])))
             if self.sends_finished:
                 finished = reasoner_pb2.GenerateFinished(
                     reason=self.reason, step_count=self.step_count + 1, prompt_token_count=positions
@@ -181,6 +194,8 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
 
     is_silent = False
     queue_seconds = 0.5
+    # As the real one does for a while.
+    waits_for_end = False
 
     async def GenerateFrames(self, request_iterator: Any, context: Any) -> None:
         async with self.stream(context) as heard, asyncio.TaskGroup() as tasks:
@@ -194,7 +209,7 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
             feeding = tasks.create_task(self.feed(requests, heard))
             base = digest(heard.open.voice_prompt.SerializeToString(), heard.open.sampling.seed)
             limit = heard.open.max_frame_count
-            reason, index = STOP, 0
+            reason, index, resumed = STOP, 0, heard.open.resume.frames
             while not self.is_silent:
                 step_index = index // 2
                 await self.signal.until(lambda wanted=step_index: len(heard.items) > wanted or heard.is_ended)
@@ -203,11 +218,14 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
                 if index >= limit:
                     reason = LENGTH
                     break
-                await self.hook(index)
                 base = digest(base, heard.items[step_index].token_id, index)
                 frame = types_pb2.Frame(codes=[byte % CODEBOOK_SIZE for byte in base[:CODEBOOK_COUNT]])
-                spoken = speech_pb2.SpokenFrame(index=index, frame=frame, step_count=step_index + 1)
-                await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
+                if index < len(resumed):
+                    assert frame == resumed[index]
+                else:
+                    await self.hook(index)
+                    spoken = speech_pb2.SpokenFrames(index=index, frames=[frame], step_counts=[step_index + 1])
+                    await context.write(speech_pb2.GenerateFramesResponse(frames=spoken))
                 index += 1
             if self.is_silent:
                 await self.signal.until(lambda: heard.is_ended)
@@ -215,6 +233,8 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
                 spoken_steps = len(heard.items) if reason == STOP else (index + 1) // 2
                 finished = speech_pb2.GenerateFramesFinished(reason=reason, frame_count=index, step_count=spoken_steps)
                 await context.write(speech_pb2.GenerateFramesResponse(finished=finished))
+            if self.waits_for_end:
+                await self.signal.until(lambda: heard.is_ended)
             feeding.cancel()
 
 
@@ -245,20 +265,26 @@ class FakeCodec(FakeStage, codec_pb2_grpc.CodecServiceServicer):
             heard.open = await requests.open()
             opened = codec_pb2.DecodeOpened(**FACTS, codebook_size=CODEBOOK_SIZE, queue_seconds=self.queue_seconds)
             await context.write(codec_pb2.DecodeResponse(opened=opened))
-            count = 0
+            played = heard.open.resume.played_frame_count
+            heard.items += heard.open.resume.frames[:played]
+            await self.decode(heard, heard.open.resume.frames[played:], context)
             async for _, payload in requests:
-                assert payload.index == count
-                await self.hook(count)
-                audio = codec_pb2.DecodedAudio(
-                    frame_index=count, frame_count=1, data=sound(payload.frame, heard.open.audio_format.encoding)
-                )
-                heard.items.append(payload.frame)
-                self.signal.touch()
-                await context.write(codec_pb2.DecodeResponse(audio=audio))
-                count += 1
+                assert payload.index == len(heard.items)
+                await self.decode(heard, payload.frames, context)
             if self.sends_finished:
-                finished = codec_pb2.DecodeFinished(frame_count=count)
+                finished = codec_pb2.DecodeFinished(frame_count=len(heard.items))
                 await context.write(codec_pb2.DecodeResponse(finished=finished))
+
+    async def decode(self, heard: Heard, frames: Iterable[types_pb2.Frame], context: Any) -> None:
+        for frame in frames:
+            count = len(heard.items)
+            await self.hook(count)
+            audio = codec_pb2.DecodedAudio(
+                frame_index=count, frame_count=1, data=sound(frame, heard.open.audio_format.encoding)
+            )
+            heard.items.append(frame)
+            self.signal.touch()
+            await context.write(codec_pb2.DecodeResponse(audio=audio))
 
 
 @asynccontextmanager
@@ -362,7 +388,9 @@ class Conversation:
                 assert kind == "reply_ended"
                 assert payload.frame_count == frame_count
                 # Of a reply that was cut, what was heard of it counts.
-                assert text.startswith(payload.text) if payload.reason == CANCELLED else payload.text == text
+                was_cut = payload.reason in (CANCELLED, FAILED)
+                assert text.startswith(payload.text) if was_cut else payload.text == text
+                assert payload.HasField("failure") == (payload.reason == FAILED)
                 return Answer(text, audio, payload)
         raise AssertionError("a reply has an end")
 

@@ -124,9 +124,10 @@ def opening(
     )
 
 
-def frame(index: int, codes: Sequence[int]) -> codec_pb2.DecodeRequest:
-    """A frame's message."""
-    return codec_pb2.DecodeRequest(frame=codec_pb2.DecodeFrame(index=index, frame=types_pb2.Frame(codes=codes)))
+def frame(index: int, *codes: Sequence[int]) -> codec_pb2.DecodeRequest:
+    """The message of a frame, or of several from `index` on."""
+    frames = [types_pb2.Frame(codes=each) for each in codes]
+    return codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(index=index, frames=frames))
 
 
 END = codec_pb2.DecodeRequest(end=codec_pb2.DecodeEnd())
@@ -256,6 +257,19 @@ async def test_sound_does_not_depend_on_the_pace_of_the_frames(server: Server) -
     np.testing.assert_allclose(np.frombuffer(at_once, "<f4"), expected, atol=1e-4, rtol=0)
 
 
+async def test_sound_leaves_as_its_frames_came(server: Server) -> None:
+    """That of a message's frames together, but never more than 32 of them; the samples are the same in every way."""
+    codes = random_codes(150)
+    alone = await decode(server, codes)
+    for sizes in ([5] * 30, [1, 2, 4, 8, 16, 32, 64, 23], [150], [149, 1], [33] * 4 + [18]):
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        messages = [frame(start, *codes[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
+        responses = await exchange(server, [OPEN, *messages, END])
+        assert sound_of(responses) == alone
+        told = [response.audio.frame_count for response in responses[1:-1]]
+        assert told == [min(32, size - start) for size in sizes for start in range(0, size, 32)]
+
+
 async def test_sixteen_bit_sound_is_the_float_sound_rounded(server: Server) -> None:
     codes = random_codes(5)
     exact = np.frombuffer(await decode(server, codes), "<f4")
@@ -306,6 +320,9 @@ GOOD = frame(0, [0] * CODEBOOKS)
         ([OPEN, GOOD, GOOD], "INDEX_GAP"),
         ([OPEN, GOOD, frame(2, [0] * CODEBOOKS)], "INDEX_GAP"),
         ([opening(resumed=random_codes(2)), GOOD], "INDEX_GAP"),
+        ([OPEN, frame(0)], "INVALID_ARGUMENT"),
+        ([OPEN, frame(0, [0] * CODEBOOKS, [0] * CODEBOOKS), frame(1, [0] * CODEBOOKS)], "INDEX_GAP"),
+        ([OPEN, frame(0, [0] * CODEBOOKS, [0] * (CODEBOOKS - 1))], "WRONG_CODE_COUNT"),
         ([OPEN, frame(0, [0] * (CODEBOOKS - 1))], "WRONG_CODE_COUNT"),
         ([OPEN, frame(0, [0] * (CODEBOOKS + 1))], "WRONG_CODE_COUNT"),
         ([OPEN, frame(0, [])], "WRONG_CODE_COUNT"),

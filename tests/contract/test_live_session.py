@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -135,6 +136,22 @@ async def read_until(session: Conversation, kind: str) -> list[pb.ConverseRespon
     while not messages or messages[-1].WhichOneof("payload") != kind:
         messages.append(await session.call.read())
     return messages
+
+
+async def ended(session: Conversation) -> list[pb.ConverseResponse]:
+    """Says that nothing follows; what comes until the session has ended well."""
+    await send(session, end=pb.ConverseEnd())
+    messages = []
+    while (message := await session.call.read()) is not grpc.aio.EOF:
+        messages.append(message)
+    assert await session.call.code() is grpc.StatusCode.OK
+    return messages
+
+
+def heard_turns(messages: list[pb.ConverseResponse]) -> tuple[list[int], list[pb.ReplyEnded]]:
+    """Where turns ended, and how their replies did."""
+    stops = [m.speech_stopped.audio_sample for m in messages if m.WhichOneof("payload") == "speech_stopped"]
+    return stops, [m.reply_ended for m in messages if m.WhichOneof("payload") == "reply_ended"]
 
 
 async def send(session: Conversation, **payload: Any) -> None:
@@ -316,7 +333,7 @@ async def test_a_typed_turn_among_heard_ones_needs_its_end(still_mesh: Mesh, clo
 
 
 async def test_speech_that_does_not_end_is_cut_into_turns(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.orchestrator.listening.MAXIMUM_SECONDS", 2.0)
+    monkeypatch.setattr(session_module, "MAXIMUM_SECONDS", 2.0)
     async with mesh.converse(turn_detection=vad(barge_in=False)) as session:
         await session.say(speech(5.0), silence(0.5))
         for _ in range(3):
@@ -324,6 +341,49 @@ async def test_speech_that_does_not_end_is_cut_into_turns(mesh: Mesh, monkeypatc
         await session.end()
     assert [len(heard_sound(mesh, index)) / 2 / RATE_HZ <= 2 for index in range(3)] == [True] * 3
     assert len(mesh.reasoner.heard) == 3
+
+
+async def test_a_heard_turn_is_cut_where_the_reasoner_could_hold_no_more(mesh: Mesh) -> None:
+    mesh.reasoner.context_length = 400
+    async with mesh.converse(instructions="be kind", turn_detection=vad(barge_in=False)) as session:
+        await session.ask("hello")  # from now on the mesh knows how much it holds
+        await session.say(speech(30.0), silence(0.5))
+        stops, replies = heard_turns(await ended(session))
+    spoken = [heard for heard in mesh.reasoner.heard if any(part.audio for part in heard.parts)]
+    assert len(spoken) == len(stops) == len(replies) == 3
+    assert all(mesh.reasoner.positions(heard) < 400 for heard in spoken)
+    assert {reply.reason for reply in replies} == {STOP}
+
+
+async def test_ten_minutes_of_speech_are_turns_of_300_s_where_the_mesh_listens(mesh: Mesh) -> None:
+    minute = speech(60.0)
+    async with mesh.converse(turn_detection=vad(barge_in=False)) as session:
+        for _ in range(10):
+            await session.say(minute)
+        stops, replies = heard_turns(await ended(session))
+    assert stops == [300 * RATE_HZ, 600 * RATE_HZ]
+    assert [reply.reason for reply in replies] == [STOP, STOP]
+    await mesh.until_quiet()
+
+
+async def test_ten_minutes_of_silence_are_no_turn_where_the_mesh_listens(mesh: Mesh) -> None:
+    async with mesh.converse(turn_detection=vad()) as session:
+        for _ in range(10):
+            await session.say(silence(60))
+        await session.say(speech(0.4))
+        (started,) = await read(session, "speech_started")
+        assert not heard_turns(await ended(session))[0]
+    assert started.audio_sample == pytest.approx(600 * RATE_HZ, abs=0.2 * RATE_HZ)
+
+
+async def test_ten_minutes_without_an_end_are_refused_at_300_s_where_the_client_ends_the_turns(mesh: Mesh) -> None:
+    async with mesh.converse() as session:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it ends before all was sent
+            for _ in range(600):
+                await session.say(tone(1.0))
+        error = await session.failure()
+    assert (error.code, error.reason) == (INVALID, "AUDIO_TOO_LONG")
+    await mesh.until_quiet()
 
 
 # --- barge-in --------------------------------------------------------------------------------------------------------
@@ -595,6 +655,22 @@ async def test_a_reply_is_made_no_further_ahead_than_it_may_be(still_mesh: Mesh,
     assert max(most_ahead) <= ahead + 0.002
     steps_ahead = len(mesh.speech.heard[0].items)
     assert steps_ahead == 101
+
+
+async def test_a_stage_that_has_spoken_is_told_the_end_and_not_held_for_steps_that_nobody_speaks(
+    still_mesh: Mesh, clock: StillClock
+) -> None:
+    mesh = still_mesh
+    mesh.reasoner.step_count, mesh.speech.waits_for_end = 60, True
+    async with mesh.converse(ahead_seconds=0.5, max_frame_count=10) as session:
+        await session.say("hello")
+        await session.end_turn()
+        while (await session.call.read()).audio.frame_index < 9:
+            pass
+        clock.move(0.1)  # in which no more than a few steps are due
+        assert (await read_until(session, "reply_ended"))[-1].reply_ended.frame_count == 10
+        await session.end()
+    assert len(mesh.speech.heard[0].items) < 30
 
 
 async def test_infinitely_far_ahead_is_as_fast_as_can_be(still_mesh: Mesh) -> None:

@@ -1,6 +1,7 @@
 """Live conversations through the real stages of the golden checkpoint, all in this process."""
 
 import asyncio
+import gc
 import os
 import random
 from collections import Counter
@@ -45,6 +46,10 @@ from tests.contract.fake_mesh import CANCELLED, Conversation, serving
 QUESTION = Path(__file__).parents[2] / "client" / "data" / "question.wav"
 # 10,000 leave nothing behind either; so many take some minutes.
 CANCEL_COUNT = int(os.environ.get("CHROMA_TEST_CANCELS", "120"))
+# Whose objects are counted.
+OWNERS = ("services.", "chroma_mesh.", "asyncio", "_asyncio", "grpc", "torch", "numpy", "threading", "contextlib")
+# Holds a clip of 60 s.
+CONTEXT_LENGTH = 2048
 # Calls that everything ends within.
 ROUNDS = 1000
 GREEDY = types_pb2.Sampling(temperature=0)
@@ -60,11 +65,25 @@ class Mesh:
     stub: orchestrator_pb2_grpc.OrchestratorServiceStub
     engines: list[SlotEngine[Any]]
     registry: CollectorRegistry
+    stage_registries: dict[str, CollectorRegistry]
+
+    def cut_counts(self) -> list[float]:
+        """How many streams each stage has told how fast their slots were free after they were cut."""
+        names = {stage: f"chroma_{stage}_slot_release_seconds_count" for stage in self.stage_registries}
+        return [registry.get_sample_value(names[it]) or 0.0 for it, registry in self.stage_registries.items()]
 
     async def until_idle(self) -> None:
         """Returns when no stage has a stream."""
         for engine in self.engines:
             await until_idle(engine)
+
+    async def forget(self) -> None:
+        """Sees that nothing that is heard was heard before."""
+        await self.until_idle()
+        reasoner = self.engines[0]
+        assert isinstance(reasoner, ReasonerEngine)
+        for slot in range(reasoner.slot_count):
+            reasoner.kept.forget(slot)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"chroma_orchestrator_{name}", labels) or 0.0
@@ -77,15 +96,21 @@ async def mesh(
     checkpoint: dict[str, Any] = {"checkpoint": str(GOLDEN / "checkpoint"), "grace_seconds": 5}
     codec_settings = CodecSettings(**checkpoint, device="cpu", slots=4, queue_limit=8)
     stages: list[tuple[str, Any, str, Any, Any]] = [
-        ("reasoner", new_reasoner_engine(), REASONER, ReasonerSettings(**checkpoint), ReasonerMetrics),
+        (
+            "reasoner",
+            new_reasoner_engine(context_length=CONTEXT_LENGTH),
+            REASONER,
+            ReasonerSettings(**checkpoint),
+            ReasonerMetrics,
+        ),
         ("speech", new_speech_engine(), SPEECH, SpeechSettings(**checkpoint), SpeechMetrics),
         ("codec", build_codec(codec_settings), CODEC, codec_settings, CodecMetrics),
     ]
     services = {"reasoner": ReasonerService, "speech": SpeechService, "codec": CodecService}
     async with AsyncExitStack() as stack:
-        addresses = {}
+        addresses, registries = {}, {}
         for stage, engine, name, settings, metrics in stages:
-            registry = CollectorRegistry()
+            registry = registries[stage] = CollectorRegistry()
             service: Any = services[stage](metrics(registry))
             addresses[f"{stage}_address"] = await stack.enter_async_context(
                 serving_stage(engine, service, name, settings, registry)
@@ -97,7 +122,7 @@ async def mesh(
         address, _ = await stack.enter_async_context(serving(orchestrator.add_to))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
-        yield Mesh(stub, [engine for _, engine, *_ in stages], registry)
+        yield Mesh(stub, [engine for _, engine, *_ in stages], registry, registries)
 
 
 def sound_of(case: GoldenCase) -> bytes:
@@ -129,6 +154,39 @@ async def test_a_live_turn_gets_the_reply_of_the_whole_turn(
         answers.append([(answer.text, answer.audio) for answer in (first, second)])
     assert answers[0] == answers[1] == answers[2]
     await mesh.until_idle()
+
+
+def soft(seconds: float) -> np.ndarray:
+    """Hardly to be heard, in silence and out of it."""
+    samples = np.random.default_rng(0).normal(0, 1e-3, round(16_000 * seconds)).astype("<f4")
+    samples[len(samples) // 4 : len(samples) // 2] = 0
+    return samples
+
+
+def late_loud(seconds: float) -> np.ndarray:
+    """As soft, until its last sample, which changes the features of all before it."""
+    samples = soft(seconds)
+    samples[-1] = 1
+    return samples
+
+
+@pytest.mark.parametrize("sound", [soft, late_loud])
+@pytest.mark.parametrize(
+    ("seconds", "milliseconds"), [(0.3, (1, 20, 125)), (2.002, (1, 33)), (9.7, (20, 1999)), (60.0, (20, 7000))]
+)
+async def test_any_length_in_any_packets_gets_the_reply_of_the_whole_turn(
+    mesh: Mesh, sound: Callable[[float], np.ndarray], seconds: float, milliseconds: tuple[float, ...]
+) -> None:
+    said = sound(seconds).tobytes()
+    answers = []
+    for packet_milliseconds in (10**6, *milliseconds):
+        await mesh.forget()
+        async with Conversation(mesh.stub, sampling=GREEDY, max_frame_count=6, input_format=FLOATS) as session:
+            answer = await session.ask(*packets(said, packet_milliseconds))
+            await session.end()
+        answers.append((answer.text, answer.audio))
+    assert set(answers) == {answers[0]}
+    assert answers[0][1]
 
 
 async def test_cancels_at_any_moment_leave_nothing_behind(mesh: Mesh, golden_cases: dict[str, GoldenCase]) -> None:
@@ -169,7 +227,9 @@ async def test_cancels_at_any_moment_leave_nothing_behind(mesh: Mesh, golden_cas
     assert stopped >= mesh.count("replies_total", reason="cancelled") > 0
 
 
-async def test_a_cancelled_reply_frees_its_slots(mesh: Mesh) -> None:
+async def test_a_cancelled_reply_frees_its_slots_and_every_stage_tells_how_fast(mesh: Mesh) -> None:
+    await mesh.until_idle()
+    cut_before, stops_before = mesh.cut_counts(), mesh.count("reply_stop_seconds_count")
     async with Conversation(mesh.stub, sampling=GREEDY, max_frame_count=1000) as session:
         await session.say("hello")
         await session.end_turn()
@@ -181,6 +241,9 @@ async def test_a_cancelled_reply_frees_its_slots(mesh: Mesh) -> None:
             pass
         assert message.reply_ended.reason == CANCELLED
         await mesh.until_idle()
+        _, *speech_and_codec = (after - before for before, after in zip(cut_before, mesh.cut_counts(), strict=True))
+        assert speech_and_codec == [1, 1]
+        assert mesh.count("reply_stop_seconds_count") == stops_before + 1
         await session.end()
 
 
@@ -230,13 +293,28 @@ async def test_speech_that_nobody_hears_yet_is_not_made(mesh: Mesh) -> None:
     await mesh.until_idle()
 
 
-async def test_sixty_turns_are_one_conversation(mesh: Mesh) -> None:
-    """The context of 1,024 positions is passed several times."""
-    sound = (np.random.default_rng(0).normal(0, 0.05, 16_000).astype("<f4")).tobytes()
+def living() -> Counter[str]:
+    """How many objects there are of the mesh's own kinds and of those that it is made of, by kind, and tasks."""
+    gc.collect()
+    kinds = Counter(type(thing) for thing in gc.get_objects())
+    ours = {kind.__qualname__: count for kind, count in kinds.items() if str(kind.__module__).startswith(OWNERS)}
+    return running_tasks() + Counter(ours)
+
+
+async def test_sixty_turns_are_one_conversation_that_leaves_no_more_than_five(mesh: Mesh) -> None:
+    """The context is full after five, and is passed every few turns from then on."""
+    sound = np.random.default_rng(0).normal(0, 0.05, 12 * 16_000).astype("<f4")
+    after = {}
     async with Conversation(mesh.stub, sampling=GREEDY, max_frame_count=2, input_format=FLOATS) as session:
         for index in range(60):
-            said = [sound[: 4 * 400 * (1 + index % 40)]] if index % 3 else [f"This is turn {index}, typed."]
+            said = packets(sound[: 16_000 * (6 + index % 6)].tobytes(), 100) if index % 4 else ["This is typed."]
             assert (await session.ask(*said)).ended.turn_index == index
+            if index + 1 in (5, 60):
+                await mesh.until_idle()
+                after[index + 1] = living()
         await session.end()
-    assert mesh.count("history_cuts_total") >= 1
+    assert mesh.count("history_cuts_total") >= 5
+    more = after[60] - after[5]
+    assert after[5]["Exchange"] > 0
+    assert more.total() < 55 / 2, f"something is kept of every turn: {more}"
     await mesh.until_idle()

@@ -5,7 +5,6 @@ import itertools
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from chroma_mesh.codec.v1 import codec_pb2
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2 as pb
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2_grpc
-from chroma_mesh.speech.v1 import speech_pb2, speech_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
@@ -30,7 +28,6 @@ from services.runtime.server import running
 from tests.contract.fake_mesh import (
     ASSISTANT,
     CANCELLED,
-    CODEBOOK_COUNT,
     CODEBOOK_SIZE,
     F32,
     INPUT_16,
@@ -48,7 +45,6 @@ from tests.contract.fake_mesh import (
     drain,
     no_hook,
     sent_error,
-    serving,
     sound,
     tone,
 )
@@ -409,14 +405,14 @@ async def test_input_that_stops_without_end_is_abandoned(mesh: Mesh) -> None:
 async def test_a_client_that_does_not_read_stops_the_stages(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits never exceeds its bound, the reply can be cancelled meanwhile, and all that was sent arrives."""
     unused: dict[type, list[int]] = {types_pb2.Step: [0], types_pb2.Frame: [0]}
-    append = Track.append
+    keep = Track.keep
 
-    async def watched(track: Track[Any], item: Any) -> None:
-        unused[type(item)].append(track.unused_count + 1)
+    def watched(track: Track[Any], item: Any) -> None:
+        unused.setdefault(type(item), []).append(track.unused_count + 1)
         mesh.signal.touch()
-        await append(track, item)
+        keep(track, item)
 
-    monkeypatch.setattr(Track, "append", watched)
+    monkeypatch.setattr(Track, "keep", watched)
     mesh.reasoner.step_count = 10**6
     mesh.reasoner.is_wordless = True  # or it would stop at the client, before speech does
     output = types_pb2.AudioFormat(encoding=F32, sample_rate_hz=24_000)
@@ -603,138 +599,6 @@ async def test_a_conversation_that_grows_beyond_its_size_forgets_what_is_oldest(
         await session.end_turn()
         error = await session.failure()
         assert (error.code, error.reason) == (INVALID, "HISTORY_TOO_LONG")
-
-
-# --- stages that fail ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stage", ["reasoner", "speech", "codec"])
-async def test_a_stage_that_fails_in_a_reply_is_named_and_the_others_are_cancelled(mesh: Mesh, stage: str) -> None:
-    async def fail(index: int) -> None:
-        if index == 2:
-            raise Unavailable("this replica goes", reason="DRAINING")
-
-    getattr(mesh, stage).hook = fail
-    async with mesh.converse() as session:
-        await session.say("hello")
-        await session.end_turn()
-        error = await session.failure()
-    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-    assert error.metadata["stage"] == stage
-    assert stage in error.message
-    await mesh.until_quiet()
-    assert mesh.count("replies_total", reason="unavailable") == 1
-    getattr(mesh, stage).hook = no_hook
-    async with mesh.converse() as session:
-        assert (await session.ask("hello")).ended.reason == STOP
-
-
-@pytest.mark.parametrize("stage", ["reasoner", "speech", "codec"])
-async def test_a_stage_whose_server_dies_is_unavailable(mesh: Mesh, stage: str) -> None:
-    never = asyncio.Event()
-    getattr(mesh, stage).hook = lambda _index: never.wait()
-    async with mesh.converse() as session:
-        await session.say("hello")
-        await session.end_turn()
-        await mesh.signal.until(lambda: bool(getattr(mesh, stage).heard))
-        await mesh.servers[stage].stop(None)
-        error = await session.failure()
-    assert error.code is grpc.StatusCode.UNAVAILABLE
-    assert error.metadata["stage"] == stage
-    await mesh.until_quiet()
-
-
-@pytest.mark.parametrize("stage", ["reasoner", "speech", "codec"])
-async def test_a_stage_that_is_away_is_unavailable(mesh: Mesh, stage: str) -> None:
-    await mesh.servers[stage].stop(None)
-    async with mesh.converse() as session:
-        await session.say("hello")
-        await session.end_turn()
-        error = await session.failure()
-    assert (error.code, error.metadata["stage"]) == (grpc.StatusCode.UNAVAILABLE, stage)
-    await mesh.until_quiet()
-
-
-@pytest.mark.parametrize("stage", ["reasoner", "speech", "codec"])
-async def test_a_stage_that_ends_without_finished_did_not_finish(mesh: Mesh, stage: str) -> None:
-    getattr(mesh, stage).sends_finished = False
-    async with mesh.converse() as session:
-        await session.say("hello")
-        await session.end_turn()
-        error = await session.failure()
-    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "UNFINISHED")
-    assert error.metadata["stage"] == stage
-    await mesh.until_quiet()
-
-
-@pytest.mark.parametrize(
-    ("code", "told", "reason", "label"),
-    [
-        (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE, None, "unavailable"),
-        (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE, "STAGE_UNKNOWN", "unavailable"),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "late"),
-        (grpc.StatusCode.INTERNAL, grpc.StatusCode.INTERNAL, "INTERNAL", "failed"),
-        (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "invalid"),
-        (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL, "STAGE_FAILED", "failed"),
-    ],
-)
-async def test_what_a_session_is_told_of_a_stages_code(
-    code: grpc.StatusCode, told: grpc.StatusCode, reason: str | None, label: str
-) -> None:
-    async def abort(_requests: Any, context: Any) -> None:
-        await context.abort(code, "no")
-
-    async with serving_with_speech(abort) as address, Mesh().running(speech_address=address) as other:
-        async with other.converse() as session:
-            await session.say("hello")
-            await session.end_turn()
-            error = await session.failure()
-        assert (error.code, error.metadata["stage"]) == (told, "speech")
-        assert reason is None or error.reason == reason
-        await other.until_quiet()
-        assert other.count("replies_total", reason=label) == 1
-
-
-@asynccontextmanager
-async def serving_with_speech(behavior: Any) -> AsyncIterator[str]:
-    class Speech(speech_pb2_grpc.SpeechServiceServicer):
-        GenerateFrames = staticmethod(behavior)
-
-    async with serving(
-        lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(Speech(), server),
-        service="chroma_mesh.speech.v1.SpeechService",
-    ) as (address, _):
-        yield address
-
-
-async def test_a_stage_that_breaks_the_contract_is_our_bug() -> None:
-    async def skip(_requests: Any, context: Any) -> None:
-        opened = speech_pb2.GenerateFramesOpened(codebook_count=CODEBOOK_COUNT)
-        await context.write(speech_pb2.GenerateFramesResponse(opened=opened))
-        frame = types_pb2.Frame(codes=[0] * CODEBOOK_COUNT)
-        for index in (0, 2):
-            spoken = speech_pb2.SpokenFrame(index=index, frame=frame)
-            await context.write(speech_pb2.GenerateFramesResponse(frame=spoken))
-
-    async with serving_with_speech(skip) as address, Mesh().running(speech_address=address) as other:
-        async with other.converse() as session:
-            await session.say("hello")
-            await session.end_turn()
-            error = await session.failure()
-        assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "STAGE_BROKE_CONTRACT")
-        assert "sent frame 2, expected was 1" in error.message
-
-
-async def test_a_reply_has_a_deadline() -> None:
-    never = asyncio.Event()
-    async with Mesh().running(reply_deadline_seconds=0.3) as mesh:
-        mesh.speech.hook = lambda _index: never.wait()
-        async with mesh.converse() as session:
-            await session.say("hello")
-            await session.end_turn()
-            error = await session.failure()
-        assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        await mesh.until_quiet()
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------

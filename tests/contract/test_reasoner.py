@@ -170,9 +170,9 @@ async def generate(server: Server, requests: Iterable[Request]) -> Reply:
     """A call that goes well: opened, steps in order, finished."""
     first, *middle, last = await answers(server, requests)
     assert first.WhichOneof("payload") == "opened"
-    assert {answer.WhichOneof("payload") for answer in middle} <= {"step"}
+    assert {answer.WhichOneof("payload") for answer in middle} <= {"steps"}
     assert last.WhichOneof("payload") == "finished"
-    return Reply(first.opened, [answer.step for answer in middle], last.finished)
+    return Reply(first.opened, [step for answer in middle for step in answer.steps.steps], last.finished)
 
 
 async def failure(server: Server, requests: Iterable[Request], *, half_close: bool = False) -> MeshError:
@@ -288,7 +288,7 @@ async def test_a_turn_is_read_while_it_comes_and_that_is_counted(
             await call.write(audio(index + 1, s16(sound[start + 320 :])))
             await call.write(END)
             step, finished = [await call.read() for _ in range(2)]
-        assert step.WhichOneof("payload") == "step"
+        assert step.WhichOneof("payload") == "steps"
         counts = finished.finished.audio_block_count, finished.finished.redone_block_count
         assert counts[0] == 3
         assert 1 <= counts[1] <= 2
@@ -336,6 +336,17 @@ async def test_a_reply_is_taken_up_where_it_was_lost(server: Server, golden_case
         rest = await generate(server, wire_case(case, resumed=case.tokens[:start]))
         assert exact(rest) == exact(whole)[start:]
         assert (rest.finished.step_count, rest.finished.reason) == (len(case.tokens), STOP)
+
+
+async def test_steps_leave_together_when_nobody_waits_for_them(server: Server) -> None:
+    """The first leaves alone; the steps are the same, each once."""
+    said = [text(0, "Tell me all that you know."), END]
+    each_alone = await generate(server, [opening(max_step_count=60), *said])
+    together = await answers(server, [opening(max_step_count=60, step_seconds=0.16), *said])
+    assert [step for answer in together for step in answer.steps.steps] == each_alone.steps
+    sizes = [len(answer.steps.steps) for answer in together[1:-1]]
+    assert sizes[0] == 1
+    assert max(sizes) <= 5
 
 
 async def test_silence_is_answered(server: Server) -> None:
@@ -435,12 +446,12 @@ BAD = {
     "one before sound, no end": Bad([opening(), text(0, "<|im_end|>"), audio(1, CLIP.data)], "REFUSED", "<|im_end|>"),
     "such samples, no end": Bad([opening(audio_format=F32), audio(0, 8 * BANG)], "REFUSED", "too loud"),
     "1,000 words of history, no end": Bad(
-        [opening(), message(USER, WORDS[:5000]), HELLO], "REFUSED", "the conversation is too long"
+        [opening(), message(USER, WORDS[:5000]), HELLO], "TOO_LONG", "the conversation is too long"
     ),
     "one over two parts": Bad([opening(), message(USER, "<|im_", "end|>"), HELLO, END], "REFUSED", "it has <|im_end|>"),
     "10,000 words": Bad([opening(), text(0, WORDS)], "TOO_LONG", "the conversation is too long"),
     "10,000 of history": Bad([opening(), message(USER, WORDS)], "TOO_LONG", "the conversation is too long"),
-    "1,000 words": Bad([opening(), text(0, WORDS[:5000]), END], "REFUSED", "the conversation is too long"),
+    "1,000 words": Bad([opening(), text(0, WORDS[:5000]), END], "TOO_LONG", "the conversation is too long"),
     "text without end": Bad([opening(), *(text(i, WORDS[:5000]) for i in range(3))], "TOO_LONG", "its text alone"),
     "history without end": Bad([opening(), *([message(USER, "fourteen bytes")] * 513)], "TOO_LONG", "its text alone"),
     "nobody's message": Bad([opening(), message(0, "a")], "INVALID_ARGUMENT", "must be SYSTEM, USER or ASSISTANT"),
@@ -454,6 +465,7 @@ BAD = {
     "history without a format": Bad(
         [opening(), message(USER, NO_FORMAT)], "WRONG_ENCODING", "message.parts.audio.format"
     ),
+    "steps of no length": Bad([opening(step_seconds=1e-5)], "INVALID_ARGUMENT", "must be 0, or 0.01 to 1, got 1e-05"),
     "no step at most": Bad([opening(max_step_count=0)], "INVALID_ARGUMENT", "max_step_count must be at least 1"),
     "a token that does not exist": Bad([opening(resumed=[5, 448])], "INVALID_ARGUMENT", "must be below 448, got 448"),
     **{
@@ -539,7 +551,7 @@ async def test_more_calls_than_there_is_room_for_are_told_so(
         assert server.ended("unavailable") == 1
         await first.write(HELLO)
         await first.write(END)
-        assert await rest(first) == ["step", "finished"]
+        assert await rest(first) == ["steps", "finished"]
         assert len(await waiting.pop()) == 3
         await server.is_whole()
 
@@ -602,7 +614,7 @@ async def test_cancelling_frees_the_slot(server: Server, golden_cases: dict[str,
             await call.write(request)
         assert (await call.read()).WhichOneof("payload") == "opened"
         if requests[-1] is end:
-            assert (await call.read()).WhichOneof("payload") == "step"
+            assert (await call.read()).WhichOneof("payload") == "steps"
         call.cancel()
         await until_idle(server.engine)
     with gated(server.engine.model, "prefill") as gate:

@@ -34,7 +34,7 @@ from services.runtime.stream import RequestStream
 CODEC = "chroma_mesh.codec.v1.CodecService"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 OPEN = codec_pb2.DecodeRequest(open=codec_pb2.DecodeOpen())
-FRAME = codec_pb2.DecodeRequest(frame=codec_pb2.DecodeFrame())
+FRAME = codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames())
 END = codec_pb2.DecodeRequest(end=codec_pb2.DecodeEnd())
 
 

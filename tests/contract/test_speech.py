@@ -116,7 +116,8 @@ def step(
     if hidden is None:
         hidden = np.random.default_rng(index).normal(0, 1, HIDDEN).astype(np.float32)
     tensor = encode_tensor(hidden, FLOAT32) if isinstance(hidden, np.ndarray) else hidden
-    return Request(step=types_pb2.Step(index=index, token_id=token, hidden_state=tensor, is_end=is_end))
+    one = types_pb2.Step(index=index, token_id=token, hidden_state=tensor, is_end=is_end)
+    return Request(steps=types_pb2.Steps(steps=[one]))
 
 
 STEP = step(0)
@@ -145,9 +146,11 @@ def read_reply(all_answers: list[Response]) -> Reply:
     """The parts of a call that went well: opened, frames in order, finished."""
     first, *middle, last = all_answers
     assert first.WhichOneof("payload") == "opened"
-    assert {answer.WhichOneof("payload") for answer in middle} <= {"frame"}
+    assert {answer.WhichOneof("payload") for answer in middle} <= {"frames"}
     assert last.WhichOneof("payload") == "finished"
-    return Reply(first.opened, [list(answer.frame.frame.codes) for answer in middle], last.finished)
+    return Reply(
+        first.opened, [list(frame.codes) for answer in middle for frame in answer.frames.frames], last.finished
+    )
 
 
 async def generate(server: Server, requests: Iterable[Request]) -> Reply:
@@ -178,17 +181,52 @@ async def test_frames_are_golden(server: Server, golden_case: GoldenCase) -> Non
     all_answers = await answers(server, wire_case(golden_case, return_prompt=True))
     reply = read_reply(all_answers)
     assert reply.frames == golden_case.frames
-    assert [answer.frame.index for answer in all_answers[1:-1]] == list(range(len(reply.frames)))
+    assert [answer.frames.index for answer in all_answers[1:-1]] == list(range(len(reply.frames)))
     assert reply.finished.transcript_token_ids == golden_case.expected["voice_text_ids"].reshape(-1).tolist()
     steps = len(golden_case.tokens)
-    assert [answer.frame.step_count for answer in all_answers[1:-1]] == [
-        min(index // 2 + 1, steps) for index in range(len(reply.frames))
+    assert [list(answer.frames.step_counts) for answer in all_answers[1:-1]] == [
+        [min(index // 2 + 1, steps)] for index in range(len(reply.frames))
     ]
     assert (reply.finished.frame_count, reply.finished.step_count) == (len(reply.frames), steps)
     assert reply.finished.reason == (LENGTH if len(reply.frames) == golden_case.maximum_frame_count else STOP)
     assert reply.finished.first_frame_seconds > 0
     assert (reply.opened.hidden_size, reply.opened.context_length) == (HIDDEN, 1024)
     assert (reply.opened.codebook_count, reply.opened.codebook_size) == (CODEBOOKS, CODES)
+
+
+async def test_frames_leave_together_when_nobody_waits_for_them(
+    server: Server, golden_cases: dict[str, GoldenCase]
+) -> None:
+    """The first leaves alone; the frames are the same, each once, with their steps."""
+    requests = wire_case(golden_cases["length_limit"], max_frame_count=60, sampling=sampling(seed=3))
+    each_alone = read_reply(alone := await answers(server, requests))
+    step_counts = [count for answer in alone[1:-1] for count in answer.frames.step_counts]
+    for frame_seconds, most in ((0.08, 10), (0.1, 8), (0.5, 1), (1.0, 1)):
+        requests[0].open.frame_seconds = frame_seconds
+        together = await answers(server, requests)
+        assert read_reply(together).frames == each_alone.frames
+        messages = [answer.frames for answer in together[1:-1]]
+        assert [count for message in messages for count in message.step_counts] == step_counts
+        sizes = [len(message.frames) for message in messages]
+        assert sizes[0] == 1
+        assert max(sizes) <= most
+        assert [message.index for message in messages] == [sum(sizes[:index]) for index in range(len(sizes))]
+
+
+async def test_a_frame_waits_for_others_no_longer_than_the_listener_can(
+    server: Server, golden_cases: dict[str, GoldenCase]
+) -> None:
+    """With four frames in hand the fifth and the sixth wait for a seventh; they come although its step does not."""
+    first, *steps, end = wire_case(golden_cases["length_limit"], frame_seconds=0.13)
+    call = server.stub.GenerateFrames(timeout=DEADLINE_SECONDS)
+    for request in (first, *steps[:3]):
+        await call.write(request)
+    count = -1
+    while count < 6:
+        answer = await call.read()
+        count += len(answer.frames.frames) if answer.WhichOneof("payload") == "frames" else 1
+    await call.write(end)
+    assert (await rest(call))[-1].WhichOneof("payload") == "finished"
 
 
 async def test_the_transcript_comes_only_when_asked_for(server: Server) -> None:
@@ -237,8 +275,8 @@ async def test_frames_are_sent_while_steps_still_come(server: Server, golden_cas
     heard: list[Codes] = []
     for request in steps:
         await call.write(request)
-        while len(heard) < min(2 * (request.step.index + 1), case.maximum_frame_count):
-            heard.append(list((await call.read()).frame.frame.codes))
+        while len(heard) < min(2 * (request.steps.steps[0].index + 1), case.maximum_frame_count):
+            heard += [list(frame.codes) for frame in (await call.read()).frames.frames]
     await call.write(end)
     assert heard == case.frames
     assert [answer.WhichOneof("payload") for answer in await rest(call)] == ["finished"]
@@ -251,7 +289,7 @@ async def test_a_reply_is_taken_up_where_it_was_lost(server: Server, golden_case
         all_answers = await answers(server, requests)
         reply = read_reply(all_answers)
         assert reply.frames == case.frames[start:]
-        assert [answer.frame.index for answer in all_answers[1:-1]] == list(range(start, len(case.frames)))
+        assert [answer.frames.index for answer in all_answers[1:-1]] == list(range(start, len(case.frames)))
         assert (reply.finished.frame_count, reply.finished.reason) == (len(case.frames), STOP)
 
 
@@ -263,7 +301,7 @@ async def test_a_client_that_still_writes_when_its_reply_ends_may_finish(server:
     reading = asyncio.create_task(rest(call))
     await call.write(END)
     kinds = [answer.WhichOneof("payload") for answer in await reading]
-    assert kinds == ["opened", "frame", "frame", "finished"]
+    assert kinds == ["opened", "frames", "frames", "finished"]
     assert await call.code() is StatusCode.OK
 
 
@@ -359,6 +397,8 @@ BAD = {
     "boundless heat": bad_open("INVALID_ARGUMENT", "must be 0 to 2, got inf", sampling=sampling(temperature=np.inf)),
     "too many codes to draw": bad_open("INVALID_ARGUMENT", "0 to 2048, got 2049", sampling=sampling(top_k=2049)),
     "no frame at most": bad_open("INVALID_ARGUMENT", "must be at least 1, got 0", max_frame_count=0),
+    "frames of no length": bad_open("INVALID_ARGUMENT", "must be 0, or 0.01 to 1, got 1e-05", frame_seconds=1e-5),
+    "frames of nan": bad_open("INVALID_ARGUMENT", "must be 0, or 0.01 to 1, got nan", frame_seconds=float("nan")),
     **{
         f"due in {seconds} s": bad_open(
             "INVALID_ARGUMENT", f"open.due_seconds must be 0 to 3600, got {seconds:g}", due_seconds=seconds
@@ -402,6 +442,8 @@ async def test_a_refusal_names_the_field(server: Server) -> None:
         "a resumed code out of range": "open.resume.frames[1].codes[7]",
         "too hot": "sampling.temperature",
         "no frame at most": "open.max_frame_count",
+        "frames of no length": "open.frame_seconds",
+        "frames of nan": "open.frame_seconds",
         "due in nan s": "open.due_seconds",
     }
     with gated(server.engine.step, "run"):
@@ -439,7 +481,7 @@ async def test_more_calls_than_there_is_room_for_are_told_so(new_speech_engine: 
         assert server.ended("unavailable") == 1
         for request in (STEP, END):
             await first.write(request)
-        assert [answer.WhichOneof("payload") for answer in await rest(first)] == ["frame", "finished"]
+        assert [answer.WhichOneof("payload") for answer in await rest(first)] == ["frames", "finished"]
         assert (await waiting.pop()).WhichOneof("payload") == "opened"
         for call in calls:
             call.cancel()

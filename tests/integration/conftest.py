@@ -43,14 +43,14 @@ class RealMesh:
     services: dict[str, RealService]
 
 
-def start_mesh(*arguments: str) -> RealMesh:
-    """Starts `chroma-mesh up` and waits until the mesh is ready."""
+def start_mesh(*arguments: str, **environment: str) -> RealMesh:
+    """Starts `chroma-mesh up`, with these variables in its environment, and waits until the mesh is ready."""
     process = subprocess.Popen(
         command("up", "--port", "0", "--device", "cpu", "--dtype", "float32", "--threads", "1", *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
     )
     assert process.stdout is not None
     services = {}

@@ -94,12 +94,21 @@ async def test_what_the_mesh_refuses_comes_back_as_it_said_it(mesh):
         assert caught.value.field
 
 
-def test_a_killed_service_is_named_and_nothing_is_left(own_mesh):
-    psutil.Process(own_mesh.services["speech"].pid).kill()
+def test_a_killed_service_is_named_and_started_again_where_it_was(own_mesh, cli, tmp_path):
+    speech = own_mesh.services["speech"]
+    psutil.Process(speech.pid).kill()
+    lines = iter(own_mesh.process.stdout.readline, "")
+    lost = next(line for line in lines if "starts again" in line)
+    assert lost.startswith(f"speech        pid {speech.pid}  was killed by SIGKILL")
+    ready = next(line for line in lines if "ready at" in line)
+    assert f"ready at {speech.address} after" in ready
+    spoken = cli(
+        "talk", str(QUESTION), "--max-frames", "8", "-o", str(tmp_path / "a.wav"), "--address", own_mesh.address
+    )
+    assert spoken.returncode == 0, spoken.stderr
+    own_mesh.process.terminate()
     _, err = own_mesh.process.communicate(timeout=60)
-    assert own_mesh.process.returncode == 1
-    assert err.startswith("chroma-mesh: the speech service was killed by SIGKILL")
-    assert err.count("\n") == 1
+    assert (own_mesh.process.returncode, err) == (0, "")
     assert not any(psutil.pid_exists(other.pid) for other in own_mesh.services.values())
 
 

@@ -48,33 +48,43 @@ class CompiledStack:
             self._turns = np.ascontiguousarray(table.numpy()).reshape(-1)
         return self._turns
 
-    def run(self, x: NDArray[np.float32], slots: Ints, columns: Ints, positions: Ints, cache: KvCache) -> None:
-        """Runs positions of slots; x [rows, width], zeros behind `hidden`, becomes the states after the final norm.
+    def run(
+        self, x: NDArray[np.float32], slots: Ints, columns: Ints, positions: Ints, wanted: Ints, cache: KvCache
+    ) -> None:
+        """Runs positions of slots; x [rows, width], zeros behind `hidden`, begins with the `wanted` states then.
 
-        slots: counted from the cache's first one. A row sees its slot's columns up to its own.
+        slots: counted from the cache's first one. A row sees its slot's columns up to its own. wanted: rows, in
+        ascending order; their states are those after the final norm.
         """
         whole = cache.whole
         stack.run(
-            x.reshape(-1), slots + cache.first_slot, columns, positions,
+            x.reshape(-1), slots + cache.first_slot, columns, positions, wanted,
             cache.numbers, whole.slot_count, whole.position_count + 1,
             self.shape, self.weights, self.turns(whole.position_count + 1),
         )  # fmt: skip
 
-    def forward(self, x: Tensor, columns: Tensor, positions: Tensor, cache: KvCache) -> Tensor:
-        """`Transformer.forward`: x [B, W, hidden], columns and positions [B, W] → states [B, W, hidden].
+    def forward(
+        self, x: Tensor, columns: Tensor, positions: Tensor, cache: KvCache, wanted: Tensor | None = None
+    ) -> Tensor:
+        """`Transformer.forward`: x [B, W, hidden], columns and positions [B, W] → states [B, W or wanted, hidden].
 
         States of positions in the dump column are zeros.
         """
         batch, width, hidden = x.shape
         flat = columns.reshape(-1).numpy()
-        there = np.flatnonzero(flat != cache.dump)
+        is_there = flat != cache.dump
+        there = np.flatnonzero(is_there)
+        asked = np.arange(width) if wanted is None else wanted.numpy()
+        asked = (np.arange(batch)[:, None] * width + asked).reshape(-1)
+        given = is_there[asked]
         rows = np.zeros((len(there), self.width), np.float32)
         rows[:, :hidden] = x.reshape(-1, hidden).numpy()[there]
         if len(there):
-            self.run(rows, there // width, flat[there], positions.reshape(-1).numpy()[there], cache)
-        states = np.zeros((batch * width, hidden), np.float32)
-        states[there] = rows[:, :hidden]
-        return torch.from_numpy(states).view(batch, width, hidden)
+            places = np.searchsorted(there, asked[given])
+            self.run(rows, there // width, flat[there], positions.reshape(-1).numpy()[there], places, cache)
+        states = np.zeros((len(asked), hidden), np.float32)
+        states[given] = rows[: given.sum(), :hidden]
+        return torch.from_numpy(states).view(batch, -1, hidden)
 
 
 def _layer_weights(layer: Any) -> LayerWeights:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.product import Floats
-from services.inference.cpu.vectors import LANES, count_at_least, load, splat
+from services.inference.cpu.vectors import LANES, count_at_least, greater, largest, load, splat, store
 
 Hashes = NDArray[np.int32]
 
@@ -22,19 +22,19 @@ def draw(
     The first of equals, as everywhere.
     """
     if temperature == 0:
-        best = 0
-        for code in range(1, count):
-            if logits[first + code] > logits[first + best]:
-                best = code
-        return best
-    least = _least_kept(logits, first, count, top_k)
+        return _first_highest(logits, first, count)
+    codes, likely = np.empty(count, np.int64), np.empty(count + LANES, np.float32)
+    keeps_all = top_k == 0 or top_k >= count
+    edge = np.float32(-np.inf) if keeps_all else _low_edge(logits, first, count, top_k, likely)
+    found = _find(logits, first, count, edge, codes, likely)
+    if not keeps_all:
+        edge = _edge(likely, found, top_k, edge)
     best, highest = 0, -np.inf
-    for code in range(count):
-        logit = logits[first + code]
-        if logit >= least:
-            value = logit + temperature * _gumbel(row, places[place + code])
+    for index in range(found):
+        if likely[index] >= edge:
+            value = likely[index] + temperature * _gumbel(row, places[place + codes[index]])
             if value > highest:
-                best, highest = code, value
+                best, highest = codes[index], value
     return best
 
 
@@ -44,32 +44,78 @@ def row_hash(seed: int, frame: int) -> int:
     return _mix(_mix(_low(seed)) ^ _mix(_mix(_low(seed >> 32)) ^ _mix(_mix(_low(frame)))))
 
 
-@compiled
-def _least_kept(logits: Floats, first: int, count: int, top_k: int) -> Any:
-    """The top_k-th largest logit; minus infinity where top_k is 0 or everything.
+@inlined
+def _first_highest(logits: Floats, first: int, count: int) -> int:
+    """The code of the largest logit; 0 where none is a number."""
+    highest, whole = splat(np.float32(-np.inf)), count - count % LANES
+    for code in range(0, whole, LANES):
+        highest = greater(load(logits, first + code), highest)
+    most = largest(highest)
+    for code in range(whole, count):
+        most = max(most, logits[first + code])
+    code, edge = 0, splat(most)
+    while code < whole and count_at_least(load(logits, first + code), edge) == 0:
+        code += LANES
+    while code < count and not logits[first + code] >= most:
+        code += 1
+    return code if code < count else 0
 
-    Halves the range of all floats in which it can be: their bits, read as integers, are in the floats' own order.
+
+@inlined
+def _low_edge(logits: Floats, first: int, count: int, top_k: int, highest: Floats) -> Any:
+    """A number that at least top_k logits reach, and not many more: that as many of the groups' largest reach.
+
+    A group is a lane of every so many vectors. highest: room for as many numbers as there are groups, and a vector.
     """
-    if top_k == 0 or top_k >= count:
+    vectors = count // LANES
+    parts = min(vectors, max(2 * ((top_k + LANES - 1) // LANES), 8))
+    if parts * LANES < top_k:
         return np.float32(-np.inf)
-    low, high = _key(np.float32(-np.inf)), _key(np.float32(np.inf))
+    for part in range(parts):
+        largest_there = load(logits, first + part * LANES)
+        for vector in range(part + parts, vectors, parts):
+            largest_there = greater(load(logits, first + vector * LANES), largest_there)
+        store(highest, part * LANES, largest_there)
+    return _edge(highest, parts * LANES, top_k, np.float32(-np.inf))
+
+
+@inlined
+def _find(logits: Floats, first: int, count: int, edge: Any, codes: Hashes, found: Floats) -> int:
+    """Writes down the codes whose logits reach the edge, and these → how many there are."""
+    number, edges = 0, splat(edge)
+    for begin in range(0, count, LANES):
+        if begin + LANES > count or count_at_least(load(logits, first + begin), edges) > 0:
+            for code in range(begin, min(begin + LANES, count)):
+                logit = logits[first + code]
+                codes[number], found[number] = code, logit
+                number += logit >= edge
+    return number
+
+
+@compiled
+def _edge(numbers: Floats, count: int, rank: int, low_edge: Any) -> Any:
+    """A number that `rank` of `count` numbers reach: the rank-th largest, or a smaller one that tells them apart too.
+
+    It is at least low_edge. Halves the range of all floats in which it can be: their bits, read as integers, are in the
+    floats' own order. Behind the numbers there is room for a vector.
+    """
+    store(numbers, count, splat(np.float32(np.nan)))
+    highest = splat(low_edge)
+    for index in range(0, count, LANES):
+        highest = greater(load(numbers, index), highest)
+    low, high = _key(low_edge), _key(largest(highest))
     while low < high:
         middle = (low + high + 1) >> 1
-        if _count_at_least(logits, first, count, _float(middle)) >= top_k:
+        reaching, edge = 0, splat(_float(middle))
+        for index in range(0, count, LANES):
+            reaching += count_at_least(load(numbers, index), edge)
+        if reaching == rank:
+            return _float(middle)
+        if reaching > rank:
             low = middle
         else:
             high = middle - 1
     return _float(low)
-
-
-@inlined
-def _count_at_least(logits: Floats, first: int, count: int, least: float) -> int:
-    found, whole, edge = 0, count - count % LANES, splat(least)
-    for code in range(0, whole, LANES):
-        found += count_at_least(load(logits, first + code), edge)
-    for code in range(whole, count):
-        found += logits[first + code] >= least
-    return found
 
 
 @inlined

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply, padded
-from services.inference.cpu.vectors import LANES, exp, fma, greater, largest, load, splat, store, total, totals
+from services.inference.cpu.vectors import LANES, exp, fma, load, splat, store, total
 
 Ints = NDArray[np.int64]
 
@@ -75,15 +76,16 @@ def flat_weights(layers: list[LayerWeights], final_norm: Floats) -> tuple[Floats
 
 @compiled
 def run(
-    x: Floats, slots: Ints, columns: Ints, positions: Ints,
+    x: Floats, slots: Ints, columns: Ints, positions: Ints, wanted: Ints,
     entries: Floats, slot_count: int, column_count: int,
     shape: StackShape, weights: Floats, turns: Floats,
 ) -> None:  # fmt: skip
-    """Runs positions through all layers and keeps their keys and values; x becomes the states after the final norm.
+    """Runs positions through all layers and keeps their keys and values; x begins with the states that are wanted.
 
     x: rows of `hidden`, in whole blocks, flat. slots, columns, positions [rows]: where each row's keys and values go,
-    and what it is rotated by; it sees its slot's columns up to its own. entries: `KvCache.entries`, flat. turns:
-    `turn_table`, flat.
+    and what it is rotated by; it sees its slot's columns up to its own. wanted: the rows, in ascending order, whose
+    states after the final norm are; of others the last layer gives nothing but keys and values. entries:
+    `KvCache.entries`, flat. turns: `turn_table`, flat.
     """
     rows, width = len(slots), in_blocks(shape.hidden)
     query_width, head_dim = shape.heads * shape.head_dim, shape.head_dim
@@ -91,7 +93,9 @@ def run(
     seen_width, gated_width, inner_width = in_blocks(query_width), in_blocks(2 * shape.inner), in_blocks(shape.inner)
     normed, joined = np.empty(rows * width, np.float32), np.empty(rows * joined_width, np.float32)
     seen, gated = np.empty(rows * seen_width, np.float32), np.empty(rows * gated_width, np.float32)
-    inner, scores = np.empty(rows * inner_width, np.float32), np.empty(score_room(columns.max() + 1), np.float32)
+    inner, group = np.empty(rows * inner_width, np.float32), shape.heads // shape.kv_heads
+    most_rows = max(QUERIES // group, 1)
+    room = np.empty(attention_room(min(rows, most_rows) * group, columns.max() + 1, head_dim), np.float32)
     head_stride = column_count * head_dim
     slot_stride = 2 * shape.kv_heads * head_stride
     for index in range(shape.layers):
@@ -105,15 +109,28 @@ def run(
         for row in range(rows):
             place = (index * slot_count + slots[row]) * slot_stride + columns[row] * head_dim
             turn_and_keep(joined, row * joined_width, shape, turns, positions[row], entries, place, head_stride)
-        for row in range(rows):
+        if index == shape.layers - 1:
+            for row in range(len(wanted)):
+                _move(joined, joined_width, wanted[row], row)
+                _move(x, width, wanted[row], row)
+            slots, columns, rows = slots[wanted], columns[wanted], len(wanted)
+        row = 0
+        while row < rows:
+            # Neighbours of a slot look at its columns together.
+            end = row + 1
+            while (
+                end < min(rows, row + most_rows) and slots[end] == slots[row] and columns[end] == columns[end - 1] + 1
+            ):
+                end += 1
             place = (index * slot_count + slots[row]) * slot_stride
-            for head in range(shape.heads):
-                keys = place + head * shape.kv_heads // shape.heads * head_stride
+            for head in range(shape.kv_heads):
+                keys, first = place + head * head_stride, head * group * head_dim
                 attend(
-                    joined, row * joined_width + head * head_dim, head_dim, entries, keys,
-                    keys + shape.kv_heads * head_stride, 0, columns[row] + 1, column_count, scores,
-                    seen, row * seen_width + head * head_dim,
+                    joined, row * joined_width + first, joined_width, end - row, group, head_dim,
+                    entries, keys, keys + shape.kv_heads * head_stride, columns[row] + 1,
+                    room, seen, row * seen_width + first, seen_width,
                 )  # fmt: skip
+            row = end
         multiply(
             seen, 0, seen_width, rows, query_width, weights, base + shape.output, weights, base + shape.output_bias,
             width, x, 0, width, True,
@@ -132,6 +149,13 @@ def run(
         )  # fmt: skip
     for row in range(rows):
         rms_norm(x, row * width, shape.hidden, weights, shape.layers * shape.layer, shape.epsilon, x)
+
+
+@compiled
+def _move(x: Floats, width: int, source: int, target: int) -> None:
+    """Copies a row."""
+    for k in range(0, width, LANES):
+        store(x, target * width + k, load(x, source * width + k))
 
 
 @compiled
@@ -170,77 +194,6 @@ def turn_and_keep(
         target = place + (shape.kv_heads + head) * stride
         for k in range(head_dim):
             entries[target + k] = joined[source + k]
-
-
-@compiled
-def attend(
-    query: Floats, q0: int, head_dim: int, entries: Floats, keys: int, values: int, first: int, count: int, ring: int,
-    scores: Floats, seen: Floats, s0: int,
-) -> None:  # fmt: skip
-    """What one query sees in `count` columns of a head: the softmax of its products with the keys, times the values.
-
-    keys, values: where the columns begin in `entries`, `ring` of them: behind the last, column 0 follows. The query
-    sees those from `first` on, always in this order. scores: `score_room` for `count`.
-    """
-    scale = np.float32(1 / math.sqrt(head_dim))
-    whole = head_dim - head_dim % LANES
-    last, products, begin = (ring - 1) * head_dim, count + LANES, first * head_dim
-    for index in range(0, count, LANES):
-        column = begin
-        for k in range(0, whole, LANES):
-            part, column = load(query, q0 + k), begin
-            for place in range(products, products + min(LANES, count - index) * LANES, LANES):
-                key = load(entries, keys + column + k)
-                store(scores, place, part * key if k == 0 else fma(part, key, load(scores, place)))
-                column = column + head_dim if column < last else 0
-        begin = column
-        store(scores, index, totals(scores, products))
-    for k in range(whole, head_dim):
-        column = first * head_dim
-        for index in range(count):
-            before = np.float32(0) if k == 0 else scores[index]
-            scores[index] = before + query[q0 + k] * entries[keys + column + k]
-            column = column + head_dim if column < last else 0
-    store(scores, count, splat(np.float32(-np.inf)))
-    highest = load(scores, 0)
-    for index in range(LANES, count, LANES):
-        highest = greater(highest, load(scores, index))
-    highest = splat(largest(highest))
-    # Behind the last column is nearly nothing, 1e-38, of which the sum, at least 1, keeps no bit.
-    weights = splat(np.float32(0))
-    for index in range(0, count, LANES):
-        part = exp((load(scores, index) - highest) * splat(scale))
-        store(scores, index, part)
-        weights = weights + part
-    share = np.float32(1) / total(weights)
-    for k in range(0, whole, LANES):
-        column, zero = first * head_dim, splat(np.float32(0))
-        one, two, three, four = zero, zero, zero, zero
-        for index in range(0, count - count % 4, 4):
-            one = fma(splat(scores[index]), load(entries, values + column + k), one)
-            column = column + head_dim if column < last else 0
-            two = fma(splat(scores[index + 1]), load(entries, values + column + k), two)
-            column = column + head_dim if column < last else 0
-            three = fma(splat(scores[index + 2]), load(entries, values + column + k), three)
-            column = column + head_dim if column < last else 0
-            four = fma(splat(scores[index + 3]), load(entries, values + column + k), four)
-            column = column + head_dim if column < last else 0
-        for index in range(count - count % 4, count):
-            one = fma(splat(scores[index]), load(entries, values + column + k), one)
-            column = column + head_dim if column < last else 0
-        store(seen, s0 + k, ((one + two) + (three + four)) * splat(share))
-    for k in range(whole, head_dim):
-        column, sum_ = first * head_dim, np.float32(0)
-        for index in range(count):
-            sum_ += scores[index] * entries[values + column + k]
-            column = column + head_dim if column < last else 0
-        seen[s0 + k] = sum_ * share
-
-
-@compiled
-def score_room(count: int) -> int:
-    """Numbers that `attend` needs for so many columns: a score each, a vector behind them, and a vector's products."""
-    return count + LANES + LANES * LANES
 
 
 @compiled

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from services.inference.cpu.compilation import compiled
+from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.product import Floats
 from services.inference.cpu.vectors import LANES, REGISTER, intrinsic, register_fma, register_splat
 
@@ -22,7 +22,7 @@ WIDEST = 4
 
 # Rows of a tile for 1, 2, 3 and 4 vectors, and those of the last tile where few are left: chains enough to wait for no
 # addition, and no more than there are registers for.
-_ROWS = ((8,), (8,), (4,), (4, 2)) if LANES == 16 else ((8,), (4,), (3,), (2,))
+_ROWS = ((8, 4, 2), (8, 4, 2), (4, 2), (4, 2)) if LANES == 16 else ((8, 4, 2), (4, 2), (3,), (2,))
 
 _INT = ir.IntType(64)
 
@@ -62,19 +62,44 @@ def multiply_windows(
     """
     for first in range(0, outputs, WIDEST * LANES):
         count = min(outputs - first, WIDEST * LANES)
-        vectors, b = (count + LANES - 1) // LANES, b0 + first
-        numbers = (x_row, rows, taps, tap_row, run, y_row, count, int(adds))
+        w_row = in_vectors(count)
+        numbers = (x_row, rows, taps, tap_row, run, w_row, y_row, count, int(adds))
         for part in range(parts):
             source, target = x0 + part * x_part, y0 + part * y_part + first
-            if vectors == 4:
-                _four(x, source, weight, w0, bias, b, y, target, numbers)
-            elif vectors == 3:
-                _three(x, source, weight, w0, bias, b, y, target, numbers)
-            elif vectors == 2:
-                _two(x, source, weight, w0, bias, b, y, target, numbers)
-            else:
-                _one(x, source, weight, w0, bias, b, y, target, numbers)
-        w0 += taps * run * vectors * LANES
+            _multiply_block(x, source, weight, w0, bias, b0 + first, y, target, numbers)
+        w0 += taps * run * w_row
+
+
+@compiled
+def multiply_rows(
+    x: Floats, x0: int, x_row: int, rows: int, inputs: int,
+    weight: Floats, w0: int, w_row: int, bias: Floats, b0: int, outputs: int,
+    y: Floats, y0: int, y_row: int, adds: bool,
+) -> None:  # fmt: skip
+    """y = x @ weight + bias, or what is added to y, for a weight that lies as [inputs, outputs], in rows w_row apart.
+
+    The rest is as in `multiply_windows`; of the weight's rows, too, up to a vector more is read.
+    """
+    for first in range(0, outputs, WIDEST * LANES):
+        count = min(outputs - first, WIDEST * LANES)
+        numbers = (x_row, rows, 1, 0, inputs, w_row, y_row, count, int(adds))
+        _multiply_block(x, x0, weight, w0 + first, bias, b0 + first, y, y0 + first, numbers)
+
+
+@inlined
+def _multiply_block(
+    x: Floats, x0: int, weight: Floats, w0: int, bias: Floats, b0: int, y: Floats, y0: int, numbers: Any
+) -> None:
+    """One block of outputs; numbers: those of `_Block`."""
+    vectors = in_vectors(numbers[7]) // LANES
+    if vectors == 4:
+        _four(x, x0, weight, w0, bias, b0, y, y0, numbers)
+    elif vectors == 3:
+        _three(x, x0, weight, w0, bias, b0, y, y0, numbers)
+    elif vectors == 2:
+        _two(x, x0, weight, w0, bias, b0, y, y0, numbers)
+    else:
+        _one(x, x0, weight, w0, bias, b0, y, y0, numbers)
 
 
 def _block(vectors: int) -> Any:
@@ -91,7 +116,7 @@ def _block(vectors: int) -> Any:
             builder.gep(context.make_array(kind)(context, builder, array).data, [begin])
             for kind, array, begin in zip(signature.args[:8:2], values[:8:2], values[1:8:2], strict=True)
         ]
-        numbers = [builder.extract_value(values[8], place) for place in range(8)]
+        numbers = [builder.extract_value(values[8], place) for place in range(9)]
         _Block(builder, vectors, *begins, *numbers).build()
         return context.get_dummy_value()
 
@@ -113,6 +138,7 @@ class _Block:
     taps: Any
     tap_row: Any
     run: Any
+    w_row: Any
     y_row: Any
     count: Any
     adds: Any
@@ -159,8 +185,8 @@ class _Block:
             self._keep([builder.load(place) for place in row], target)
 
     def _numbers(self, inputs: Any) -> Any:
-        """Numbers of the weight for so many inputs."""
-        return self.builder.mul(inputs, _INT(self.vectors * LANES))
+        """Numbers of the weight up to the row of an input."""
+        return self.builder.mul(inputs, self.w_row)
 
     def _keep(self, totals: list[Any], target: Any) -> None:
         """Writes the outputs of a row."""

@@ -24,7 +24,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from client.golden_case import GoldenCase
-from client.pcm import Encoding
+from client.pcm import Encoding, Samples
 
 SAMPLES_PER_FRAME = 1920
 CLI = (sys.executable, "-c", "from client.cli import main; main()")
@@ -61,6 +61,8 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     address: str = ""
     frame_count: int = 3
+    # The last samples of a reply at another rate, which are no frame of their own.
+    tail: Samples | None = None
     texts: Sequence[str] = ("Hel", "lo.")
     refuse: dict[str, status_pb2.Status] = field(default_factory=dict)
     hold: bool = False
@@ -135,6 +137,11 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         frame_count = 0 if self.silent else 1 if cancelled else self.frame_count
         if frame_count > 1:
             await self.write_audio(context, turn_index, range(1, frame_count), encoding)
+        if self.tail is not None:
+            tail = orchestrator_pb2.ReplyAudio(
+                turn_index=turn_index, frame_index=frame_count, frame_count=0, data=encoding.encode(self.tail)
+            )
+            await context.write(orchestrator_pb2.ConverseResponse(audio=tail))
         ended = orchestrator_pb2.ReplyEnded(
             turn_index=turn_index,
             reason=types_pb2.FINISH_REASON_CANCELLED if cancelled else types_pb2.FINISH_REASON_STOP,
@@ -239,7 +246,8 @@ class FakeStages(
         for index, token in enumerate(tokens):
             row = expected.reasoner_hidden[min(index, len(expected.reasoner_hidden) - 1)]
             tensor = types_pb2.Tensor(data_type=types_pb2.DATA_TYPE_FLOAT32, shape=[len(row)], data=row.tobytes())
-            await context.write(response(step=types_pb2.Step(index=index, token_id=token, hidden_state=tensor)))
+            step = types_pb2.Step(index=index, token_id=token, hidden_state=tensor)
+            await context.write(response(steps=types_pb2.Steps(steps=[step])))
         finished = reasoner_pb2.GenerateFinished(
             reason=types_pb2.FINISH_REASON_LENGTH, prompt_token_ids=expected.reasoner_input_ids.tolist()
         )
@@ -251,8 +259,8 @@ class FakeStages(
         expected, response = self.case.expected, speech_pb2.GenerateFramesResponse
         await context.write(response(opened=speech_pb2.GenerateFramesOpened()))
         for index, codes in enumerate(expected.frames):
-            frame = speech_pb2.SpokenFrame(index=index, frame=types_pb2.Frame(codes=codes.tolist()))
-            await context.write(response(frame=frame))
+            frames = [types_pb2.Frame(codes=codes.tolist())]
+            await context.write(response(frames=speech_pb2.SpokenFrames(index=index, frames=frames, step_counts=[1])))
         finished = speech_pb2.GenerateFramesFinished(transcript_token_ids=expected.voice_text_ids.tolist())
         await context.write(response(finished=finished))
 

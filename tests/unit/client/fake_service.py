@@ -26,6 +26,11 @@ def say(service: str, event: str, **fields: Any) -> None:
     write(json.dumps({"event": event, "stage": service, "level": "info", **fields}))
 
 
+def told(flag: str) -> int:
+    """The port that a flag says; 0 is any."""
+    return int(sys.argv[sys.argv.index(flag) + 1]) if flag in sys.argv else 0
+
+
 def leave(*_: object) -> None:
     """A process that drains at once."""
     for service in services:
@@ -36,7 +41,11 @@ def leave(*_: object) -> None:
 signal.signal(signal.SIGTERM, signal.SIG_IGN if fate == "stay" else leave)
 write("not a line of JSON\n[1, 2]")
 for service in services:
-    addresses = {"address": f"127.0.0.1:{1000 + len(service)}", "metrics_address": f"127.0.0.1:{2000 + len(service)}"}
+    prefix = f"--{service}-" if process == "colocated" else "--"
+    addresses = {
+        "address": f"127.0.0.1:{told(f'{prefix}port') or 1000 + len(service)}",
+        "metrics_address": f"127.0.0.1:{told(f'{prefix}metrics-port') or 2000 + len(service)}",
+    }
     say(service, "listening", **addresses)
 if fate == "fail":
     say(services[len(services) // 2], "failed", level="error", reason="config.json is missing\nand so is all else")

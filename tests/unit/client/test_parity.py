@@ -136,7 +136,7 @@ async def test_the_case_is_sent_as_it_is(golden, stages, orchestrator):
     assert reasoner[4].part.text == "And now?"
     assert reasoner[5].part.audio == case.messages[3].parts[1].tobytes()
     speech = stages.requests["speech"]
-    assert [request.WhichOneof("payload") for request in speech] == ["open", "step", "step", "step", "end"]
+    assert [request.WhichOneof("payload") for request in speech] == ["open", "steps", "steps", "steps", "end"]
     opened = speech[0].open
     assert (opened.voice_prompt.transcript, opened.max_frame_count, opened.sampling.temperature) == (
         "I am a voice.",
@@ -144,7 +144,7 @@ async def test_the_case_is_sent_as_it_is(golden, stages, orchestrator):
         0,
     )
     assert len(opened.voice_prompt.frames) == 5
-    assert [step.step.token_id for step in speech[1:4]] == [11, 12, 7]
+    assert [step.token_id for request in speech for step in request.steps.steps] == [11, 12, 7]
     assert len(stages.requests["codec"]) == 5
     (open_message,) = orchestrator.received("open")
     assert open_message.instructions == "Be kind."

@@ -88,6 +88,19 @@ async def test_a_reply_is_its_events_in_order(orchestrator):
         assert session.samples_per_frame == 1920
 
 
+async def test_sound_that_is_no_frame_of_its_own_is_the_replys_last(orchestrator):
+    orchestrator.tail = np.full(7, 0.04, np.float32)
+    async with client.connect(orchestrator.address) as mesh, mesh.session(output_format=F32) as session:
+        await session.send_text("hello")
+        await session.end_turn()
+        audio = [event async for event in session.reply() if isinstance(event, Audio)]
+    assert [(piece.frame_index, piece.frame_count, len(piece.samples)) for piece in audio[1:]] == [
+        (1, 2, 3840),
+        (3, 0, 7),
+    ]
+    assert np.array_equal(audio[-1].samples, orchestrator.tail)
+
+
 async def test_a_reply_that_was_read_in_part_goes_on_where_it_was_left(orchestrator):
     async with client.connect(orchestrator.address) as mesh, mesh.session() as session:
         await session.send_text("hello")

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from client import supervisor
-from client.errors import ClientError, MeshError
-from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings, Placement
+from client.errors import ClientError, InputError, MeshError
+from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings, Placement, read_replicas
 from client.supervisor import RunningMesh, ServiceDiedError, ServiceEvent, check_server_installed, running_mesh
 
 FAKE = Path(__file__).with_name("fake_service.py")
@@ -36,16 +36,24 @@ class Observer:
         self.events: list[ServiceEvent] = []
         self.lines: list[tuple[str, str]] = []
         self.ready = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def report(self, event: ServiceEvent) -> None:
         """Takes in what happened to a service; `ready` is set when it is all of them."""
         self.events.append(event)
+        self._changed.set()
         if (event.service, event.kind) == ("orchestrator", "ready"):
             self.ready.set()
 
     def kinds(self, service: str) -> list[str]:
         """What happened to a service, in order."""
         return [event.kind for event in self.events if event.service == service]
+
+    async def until(self, service: str, kind: str, count: int = 1) -> None:
+        """Returns when something has happened to a service so many times."""
+        while self.kinds(service).count(kind) < count:
+            self._changed.clear()
+            await self._changed.wait()
 
     def said(self, service: str, event: str) -> dict[str, Any]:
         """A line of a service's log."""
@@ -59,13 +67,14 @@ class Observer:
 
 
 @asynccontextmanager
-async def fake_mesh(observer: Observer, **settings: Any) -> AsyncIterator[RunningMesh]:
+async def fake_mesh(observer: Observer, *, restart: bool = False, **settings: Any) -> AsyncIterator[RunningMesh]:
     """A mesh of fake services."""
     async with running_mesh(
         MeshSettings(**settings),
         report=observer.report,
         log=lambda service, line: observer.lines.append((service, line)),
         command=fake_command,
+        restart=restart,
     ) as mesh:
         yield mesh
 
@@ -98,7 +107,7 @@ async def test_colocated_stages_start_and_stop_as_one_process(observer):
             f"127.0.0.1:{1000 + len(service)}" for service in SERVICES
         ]
         assert mesh.services["speech"].metrics_address == "127.0.0.1:2006"
-        assert len({mesh.services[stage].process.pid for stage in STAGES}) == 1
+        assert len({mesh.services[stage].pid for stage in STAGES}) == 1
         assert len({event.pid for event in observer.events}) == 2
     stopped = [event.service for event in observer.events if event.kind == "stopped"]
     assert stopped == ["orchestrator", together]
@@ -214,7 +223,7 @@ async def test_a_service_that_is_killed_interrupts_who_is_inside(observer):
 async def kill_from_inside(observer: Observer, service: str, then: Exception | None = None) -> None:
     """Kills a service of a running mesh, then waits or fails."""
     async with fake_mesh(observer) as mesh:
-        os.kill(mesh.services[service].process.pid, signal.SIGKILL)
+        os.kill(mesh.services[service].pid, signal.SIGKILL)
         if then is not None:
             raise then
         await asyncio.Event().wait()
@@ -236,6 +245,133 @@ async def fail_inside(observer: Observer) -> None:
     """An error of the caller's own."""
     async with fake_mesh(observer):
         raise ZeroDivisionError
+
+
+@pytest.fixture
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE_SECONDS", 0.004)
+
+
+REPLICAS = {"reasoner": 1, "speech": 2, "codec": 3, "orchestrator": 2}
+
+
+@pytest.mark.usefixtures("_short_pauses")
+@pytest.mark.parametrize("service", ["speech-1", "orchestrator-0", "reasoner"])
+async def test_a_replica_that_ends_is_started_again_where_it_was(observer, service):
+    async with fake_mesh(observer, restart=True, replicas=REPLICAS) as mesh:
+        place, before = mesh.services[service], mesh.services[service].pid
+        address, metrics_address = place.address.result(), place.metrics_address
+        os.kill(before, signal.SIGKILL)
+        await observer.until(service, "ready", 2)
+        assert place.ready.is_set()
+        assert place.pid != before
+        assert psutil.pid_exists(place.pid)
+        assert observer.kinds(service) == ["started", "ready", "lost", "started", "ready"]
+        (lost,) = [event for event in observer.events if event.kind == "lost"]
+        assert (lost.service, lost.pid, lost.pause_seconds) == (service, before, 0.001)
+        assert lost.reason.startswith("was killed by SIGKILL")
+        listened = [event for event in observer.events if (event.service, event.kind) == (service, "ready")]
+        assert [(event.address, event.metrics_address) for event in listened] == [(address, metrics_address)] * 2
+    assert not observer.left
+
+
+@pytest.mark.usefixtures("_short_pauses")
+async def test_a_replica_that_is_asked_to_end_is_started_again(observer):
+    async with fake_mesh(observer, restart=True) as mesh:
+        os.kill(mesh.services["codec"].pid, signal.SIGTERM)
+        await observer.until("codec", "ready", 2)
+        assert [event.reason for event in observer.events if event.kind == "lost"] == ["exited with status 0"]
+
+
+@pytest.mark.usefixtures("_short_pauses")
+async def test_pauses_grow_up_to_the_longest(observer, monkeypatch):
+    monkeypatch.setenv("FAKE_CODEC", "leave")
+    async with fake_mesh(observer, restart=True):
+        await observer.until("codec", "lost", 5)
+    pauses = [event.pause_seconds for event in observer.events if event.kind == "lost"]
+    assert pauses[:5] == [0.001, 0.002, 0.004, 0.004, 0.004]
+    assert not observer.left
+
+
+@pytest.mark.usefixtures("_short_pauses")
+async def test_a_process_that_lived_for_long_begins_with_the_first_pause(observer, monkeypatch):
+    monkeypatch.setenv("FAKE_CODEC", "leave")
+    monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0)
+    async with fake_mesh(observer, restart=True):
+        await observer.until("codec", "lost", 3)
+    assert {event.pause_seconds for event in observer.events if event.kind == "lost"} == {0.001}
+
+
+async def test_a_service_that_was_never_ready_ends_a_mesh_that_starts_again_what_is_lost(observer, monkeypatch):
+    monkeypatch.setenv("FAKE_SPEECH", "fail")
+    with pytest.raises(ServiceDiedError, match=r"the speech-[01] service exited with status 3: config"):
+        async with fake_mesh(observer, restart=True, replicas={"speech": 2}):
+            pytest.fail("it must not come up")
+    assert not observer.left
+
+
+async def test_a_process_of_all_stages_is_started_again_where_it_was(observer, monkeypatch):
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.001)
+    async with fake_mesh(observer, restart=True, placement=Placement.COLOCATED) as mesh:
+        before = [mesh.stage_address(stage) for stage in STAGES]
+        os.kill(mesh.services["speech"].pid, signal.SIGKILL)
+        for stage in STAGES:
+            await observer.until(stage, "ready", 2)
+        assert [mesh.stage_address(stage) for stage in STAGES] == before
+        assert len({mesh.services[stage].pid for stage in STAGES}) == 1
+
+
+async def test_replicas_are_known_by_name_and_to_the_orchestrators(observer):
+    async with fake_mesh(observer, replicas=REPLICAS, speech_port=40001, port=40011) as mesh:
+        assert sorted(mesh.services) == [
+            *("codec-0", "codec-1", "codec-2", "orchestrator-0", "orchestrator-1", "reasoner", "speech-0", "speech-1")
+        ]
+        assert mesh.stage_address("speech") == "127.0.0.1:40001,127.0.0.1:40002"
+        assert mesh.stage_address("codec") == ",".join(["127.0.0.1:1005"] * 3)
+        assert mesh.addresses == ["127.0.0.1:40011", "127.0.0.1:40012"]
+        assert mesh.address == mesh.addresses[0]
+    stopped = [event.service for event in observer.events if event.kind == "stopped"]
+    assert sorted(stopped[:2]) == ["orchestrator-0", "orchestrator-1"]
+    assert len(stopped) == 8
+
+
+def test_replicas_share_what_one_would_have(monkeypatch):
+    for stage in STAGES:
+        monkeypatch.delenv(f"CHROMA_{stage.upper()}_THREADS", raising=False)
+        monkeypatch.delenv(f"CHROMA_{stage.upper()}_MEMORY_SHARE", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    settings = MeshSettings(replicas={"speech": 2, "orchestrator": 2}, speech_port=700, metrics_port=9000, port=800)
+
+    def told(service: str, index: int, **ports: int) -> dict[str, str]:
+        words = settings.flags(service, dict.fromkeys(STAGES, "a:1,b:1"), index, ports)
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    assert [told("orchestrator", index)["--port"] for index in (0, 1)] == ["800", "801"]
+    assert told("orchestrator", 1)["--speech-address"] == "a:1,b:1"
+    assert [told("speech", index)["--port"] for index in (0, 1)] == ["700", "701"]
+    replicas = [("orchestrator", 0), ("orchestrator", 1), ("reasoner", 0), ("speech", 0), ("speech", 1), ("codec", 0)]
+    assert [told(*replica)["--metrics-port"] for replica in replicas] == [str(9000 + count) for count in range(6)]
+    assert [told(stage, 0)["--threads"] for stage in STAGES] == ["4", "4", "1"]
+    one = MeshSettings()
+    assert 2 * float(told("speech", 0)["--memory-share"]) == float(flags_of(one, "speech")["--memory-share"])
+    assert told("reasoner", 0)["--memory-share"] == flags_of(one, "reasoner")["--memory-share"]
+    assert told("codec", 0, port=77)["--port"] == "77"
+    listening = {("127.0.0.1", port) for port in (700, 701, 800, 801, *range(9000, 9006))}
+    assert set(settings.fixed_addresses) == listening
+
+
+def test_replicas_are_given_as_words():
+    assert read_replicas("speech=2,codec=64") == {"speech": 2, "codec": 64}
+    for text in ("", "speech", "speech=", "speech=0", "speech=65", "speech=-1", "speech=x", "gateway=2", "speech=2,"):
+        with pytest.raises(InputError, match="--replicas must be as speech=2,codec=2"):
+            read_replicas(text)
+
+
+def test_stages_in_one_process_have_one_replica():
+    MeshSettings(placement=Placement.COLOCATED, replicas={"orchestrator": 3, "speech": 1})
+    with pytest.raises(InputError, match="give --placement separate"):
+        MeshSettings(placement=Placement.COLOCATED, replicas={"speech": 2})
 
 
 async def test_cancelling_stops_the_services(observer):
@@ -286,6 +422,14 @@ async def test_services_die_with_a_supervisor_that_is_killed_hard(tmp_path):
     await process.stdout.read()
 
 
+async def test_an_address_that_is_given_twice_is_said_before_anything_starts(observer):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(ClientError, match=f"nothing can listen at 127.0.0.1:{port}"):
+        await fake_mesh(observer, speech_port=port, codec_port=port).__aenter__()
+    assert not observer.events
+
+
 @pytest.mark.parametrize("name", ["port", "codec_port", "metrics_port"])
 async def test_an_address_that_is_taken_is_said_before_anything_starts(observer, name):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -334,6 +478,25 @@ async def test_up_tells_what_happens_and_stops_on_a_signal(fake_services, start_
         assert len(pids) == len(SERVICES)
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert 'speech | {"event": "ready"' in log.read_text()
+
+
+async def test_up_starts_replicas_and_starts_them_again(fake_services, start_cli):
+    process = await start_cli("up", "--port", "0", "--replicas", "speech=2,orchestrator=2", **fake_services)
+    lines = [line async for line in until(process, "The mesh is ready at 127.0.0.1:1012 and 127.0.0.1:1012")]
+    pids = {line.split()[0]: int(line.split()[2]) for line in lines if "starting" in line}
+    assert sorted(pids) == ["codec", "orchestrator-0", "orchestrator-1", "reasoner", "speech-0", "speech-1"]
+    os.kill(pids["speech-1"], signal.SIGKILL)
+    again = [line async for line in until(process, "speech-1") if line.startswith("speech-1")]
+    again += [line async for line in until(process, "speech-1") if line.startswith("speech-1")]
+    again += [line async for line in until(process, "speech-1") if line.startswith("speech-1")]
+    assert "was killed by SIGKILL" in again[0]
+    assert again[0].endswith("; starts again in 0.5 s")
+    assert again[1].endswith("starting")
+    assert "ready at 127.0.0.1:1006" in again[2]
+    process.send_signal(signal.SIGTERM)
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode().splitlines()[-1] == "The mesh is down."
 
 
 async def test_up_can_place_the_stages_in_one_process(fake_services, start_cli):

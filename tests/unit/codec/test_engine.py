@@ -43,9 +43,9 @@ async def decode(engine: CodecEngine, codes: Codes, chunk: int = 1, played: int 
             for frame in codes[start : start + chunk]:
                 await stream.send(frame)
             while len(heard) < min(start + chunk, len(codes)) - played:
-                heard += await stream.ready()
+                heard.append(await anext(stream))
         stream.end()
-        assert await stream.ready() == []
+        assert [samples async for samples in stream] == []
     return b"".join(samples.tobytes() for samples in heard)
 
 
@@ -92,15 +92,15 @@ async def test_an_error_in_a_round_fails_the_streams_of_that_round_only(codec, r
 
         async with engine.open(DecodeStream()) as waiting, engine.open(DecodeStream()) as unlucky:
             await waiting.send(codes[0])
-            heard = await waiting.ready()
+            heard = [await anext(waiting)]
             await engine.call(lambda: setattr(engine, "_decoder", Broken()))
             await unlucky.send(codes[0])
             with pytest.raises(RuntimeError, match="out of memory"):
-                await unlucky.ready()
+                await anext(unlucky)
             await engine.call(lambda: setattr(engine, "_decoder", healthy))
             for frame in codes[1:]:
                 await waiting.send(frame)
-                heard += await waiting.ready()
+                heard.append(await anext(waiting))
         assert b"".join(samples.tobytes() for samples in heard) == alone
         assert await decode(engine, codes) == alone
 
@@ -120,9 +120,7 @@ async def test_a_reader_that_lags_holds_up_nobody_else(codec, random_codes) -> N
                 quick = await decode(engine, codes, chunk=7)
                 assert lagging.unread_count < len(codes)
                 assert not lagging.ended
-                heard = []
-                while frames := await lagging.ready():
-                    heard += frames
+                heard = [samples async for samples in lagging]
         assert b"".join(samples.tobytes() for samples in heard) == quick
 
 

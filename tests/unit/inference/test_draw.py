@@ -17,8 +17,8 @@ def logits_of(seed: int, code_count: int, *, ties: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("code_count", [1, 15, 64, 300, 2048])
-@pytest.mark.parametrize("top_k", [0, 1, 2, 50, 64, 2048])
+@pytest.mark.parametrize("code_count", [1, 15, 64, 300, 2048, 2051])
+@pytest.mark.parametrize("top_k", [0, 1, 2, 17, 50, 64, 300, 2048])
 def test_codes_are_those_of_torch(code_count: int, top_k: int, ties: bool) -> None:
     logits, chance = logits_of(top_k, code_count, ties=ties), np.random.default_rng(top_k)
     temperature = chance.uniform(0, 2, ROWS).astype(np.float32) * (np.arange(ROWS) % 4 > 0)
@@ -41,3 +41,18 @@ def test_codes_are_those_of_torch(code_count: int, top_k: int, ties: bool) -> No
             for row in range(ROWS)
         ]  # fmt: skip
         assert found == expected
+
+
+@pytest.mark.parametrize("code_count", [7, 64, 2051])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
+@pytest.mark.parametrize("top_k", [0, 1, 50])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_code_is_one_of_all_whatever_the_logits_are(
+    code_count: int, value: float, top_k: int, temperature: float
+) -> None:
+    places = GumbelNoise(1, code_count).places.numpy().reshape(-1)
+    for some in (slice(None), slice(None, None, 2), slice(0, 1)):
+        logits = np.ones(code_count, np.float32)
+        logits[some] = value
+        code = draw(logits, 0, code_count, np.float32(temperature), top_k, row_hash(1, 1), places, 0)
+        assert 0 <= code < code_count

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.slots import Full, SlotEngine, Stream
-from tests.conftest import until_idle
+from tests.conftest import gated, until_idle
 
 
 class EchoStream(Stream[int, int]):
@@ -430,6 +430,30 @@ async def test_an_error_at_joining_fails_that_stream_alone() -> None:
             await echo(engine, [1])
         await healthy.send(7)
         assert await anext(healthy) == 7
+
+
+async def test_a_stream_that_is_cut_is_part_of_no_round_after_the_one_under_way() -> None:
+    engine, told = EchoEngine(), list[float]()
+    engine.on_cut = told.append
+    items = list(range(9))
+    async with running(engine), engine.open(EchoStream()) as other, AsyncExitStack() as cutting:
+        cut = await cutting.enter_async_context(engine.open(EchoStream()))
+        await engine.call(lambda: None)  # both have joined
+        with gated(engine, "advance") as gate:
+            for item in items:
+                await cut.send(item)
+                await other.send(item)
+            await gate.reached()
+            await cutting.aclose()
+            assert not told
+        assert [await anext(other) for _ in items] == items
+        await engine.call(lambda: None)
+        assert (len(cut.inbox), cut.unread_count) == (8, 1), "one round was under way"
+        assert len(told) == 1
+        assert told[0] > 0
+        assert await echo(engine, [1]) == [1]
+        await engine.call(lambda: None)
+        assert len(told) == 1, "a stream that was finished was not cut"
 
 
 async def test_an_error_at_leaving_frees_the_slot_all_the_same() -> None:

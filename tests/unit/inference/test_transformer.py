@@ -271,6 +271,24 @@ def test_compiled_code_and_torch_agree(family: Family) -> None:
     torch.testing.assert_close(kept[0], kept[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wanted", [[0], [7], [2, 3, 7], []])
+def test_states_that_are_wanted_alone_are_those_of_all(family: Family, dtype: torch.dtype, wanted: list[int]) -> None:
+    stack, x = ours(family).to(dtype), inputs(0, 16, family.section["hidden_size"]).to(dtype).view(2, 8, -1)
+    cache = stack.cache(slots=2, positions=POSITIONS)
+    columns = torch.arange(8).expand(2, 8).clone()
+    columns[1, 7] = cache.dump
+    places = stack.places(columns, cache.reach(7))
+    states = stack(x, places, cache)
+    kept = cache.entries[:, :, :, :7].clone()
+    cache.clear()
+    some = stack(x, places, cache, wanted=torch.tensor(wanted, dtype=torch.int64))
+    assert some.shape == (2, len(wanted), x.shape[2])
+    assert some[0].equal(states[0, wanted])
+    assert some[1, :-1].equal(states[1, wanted][:-1])
+    assert cache.entries[:, :, :, :7].equal(kept)
+
+
 def test_a_masked_columns_content_changes_no_bit(stack: Transformer) -> None:
     """What an earlier stream left in a slot is never seen."""
     x = inputs(0, 20, 48)

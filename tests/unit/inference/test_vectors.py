@@ -25,8 +25,7 @@ def arithmetic(a: Floats, b: Floats, c: Floats, found: Floats) -> None:
     vectors.store(found, 4 * LANES, vectors.fma(x, y, z))
     vectors.store(found, 5 * LANES, vectors.lesser(x, y))
     vectors.store(found, 6 * LANES, vectors.greater(x, y))
-    vectors.store(found, 7 * LANES, vectors.rint(x))
-    vectors.store(found, 8 * LANES, vectors.splat(a[1]))
+    vectors.store(found, 7 * LANES, vectors.splat(a[1]))
 
 
 @compiled
@@ -44,11 +43,11 @@ def exp(x: Floats, y: Floats) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_arithmetic_is_numpys(seed: int) -> None:
     a, b, c = (numbers(3 * seed + index) for index in range(3))
-    found = np.empty(9 * LANES, np.float32)
+    found = np.empty(8 * LANES, np.float32)
     arithmetic(a, b, c, found)
     once = (a.astype(np.float64) * b + c).astype(np.float32)
-    expected = [a + b, a - b, a * b, a / b, once, np.minimum(a, b), np.maximum(a, b), np.rint(a), np.full(LANES, a[1])]
-    assert np.array_equal(found.reshape(9, LANES), np.array(expected, np.float32))
+    expected = [a + b, a - b, a * b, a / b, once, np.minimum(a, b), np.maximum(a, b), np.full(LANES, a[1])]
+    assert np.array_equal(found.reshape(8, LANES), np.array(expected, np.float32))
 
 
 @pytest.mark.parametrize("seed", range(5))

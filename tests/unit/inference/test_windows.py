@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from services.inference.cpu.vectors import LANES
-from services.inference.cpu.windows import in_whole_vectors, laid_out_windows, multiply_windows
+from services.inference.cpu.windows import (
+    in_vectors,
+    in_whole_vectors,
+    laid_out_windows,
+    multiply_rows,
+    multiply_windows,
+)
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,22 @@ def test_a_row_has_the_same_bits_alone(shape: Windows, adds: bool, seed: int) ->
     there = np.pad(before[begin : begin + shape.outputs], (0, LANES))
     alone = single.multiply(shape.window(x[part], row), weight, bias, there, adds=adds)
     assert np.array_equal(alone[: shape.outputs], together[begin : begin + shape.outputs])
+
+
+@given(
+    rows=st.integers(1, 19), inputs=st.integers(1, 20), outputs=st.integers(1, 5 * LANES), adds=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_weight_that_lies_in_rows_gives_the_bits_of_one_that_is_laid_out(
+    rows: int, inputs: int, outputs: int, adds: bool, seed: int
+) -> None:
+    shape = Windows(1, rows, 1, inputs, inputs, 0, outputs, outputs)
+    x, weight, bias, before = shape.random(seed)
+    w_row = in_vectors(outputs) + 2
+    lying = np.pad(weight.T, ((0, 0), (0, w_row - outputs))).reshape(-1)
+    found = before.copy()
+    multiply_rows(
+        x.reshape(-1), 0, inputs, rows, inputs, lying, 0, w_row, in_whole_vectors(bias), 0, outputs,
+        found, 0, outputs, adds,
+    )  # fmt: skip
+    assert np.array_equal(found, shape.multiply(x, weight, bias, before, adds=adds))

@@ -10,7 +10,7 @@ from chroma_mesh.codec.v1 import codec_pb2, codec_pb2_grpc
 
 from services.orchestrator.call_ending import WRITE_FAILURE, CallEnding
 
-REQUEST = codec_pb2.DecodeRequest(frame=codec_pb2.DecodeFrame(index=7))
+REQUEST = codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(index=7))
 
 
 class Peer(codec_pb2_grpc.CodecServiceServicer):

@@ -1,5 +1,6 @@
 """What is heard of a turn does not depend on the packets."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -8,9 +9,9 @@ from chroma_mesh.types.v1 import types_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.orchestrator import listening
 from services.orchestrator.listening import DetectedListening, Event, ManualListening, TurnBegan, TurnEnded, TurnHeard
 from services.orchestrator.turn_detection import CHUNK_SAMPLES, SpeechBegan, SpeechEnded, TurnEdges, VadSettings
+from services.orchestrator.user_turn import MAXIMUM_SECONDS
 
 S16, F32 = types_pb2.AUDIO_ENCODING_PCM_S16LE, types_pb2.AUDIO_ENCODING_PCM_F32LE
 SETTINGS = VadSettings(prefix_padding_ms=100, silence_duration_ms=200)
@@ -34,9 +35,12 @@ class LoudnessDetector:
         self._edges, self._rest = TurnEdges(SETTINGS), np.empty(0, np.float32)
 
 
-def detected(rate_hz: int = 16_000, encoding: types_pb2.AudioEncoding = F32) -> DetectedListening:
-    audio_format = types_pb2.AudioFormat(encoding=encoding, sample_rate_hz=rate_hz)
-    return DetectedListening(audio_format, LoudnessDetector, padding_ms=SETTINGS.prefix_padding_ms)
+def detected(
+    rate_hz: int = 16_000, *, longest_seconds: Callable[[], float] = lambda: MAXIMUM_SECONDS
+) -> DetectedListening:
+    audio_format = types_pb2.AudioFormat(encoding=F32, sample_rate_hz=rate_hz)
+    padding_ms = SETTINGS.prefix_padding_ms
+    return DetectedListening(audio_format, LoudnessDetector, padding_ms=padding_ms, longest_seconds=longest_seconds)
 
 
 def sound(*seconds: float, rate_hz: int = 16_000) -> np.ndarray:
@@ -96,15 +100,28 @@ def test_offsets_count_the_input_at_its_own_rate_across_turns_that_the_client_en
     assert not list(detected().end_turn())
 
 
-def test_a_turn_that_is_too_long_ends_and_the_next_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "MAXIMUM_SECONDS", 1.0)
+def test_a_turn_that_is_too_long_ends_and_the_next_begins_anew() -> None:
     samples = sound(0.5, 2.5, 0.5)
     for at in ([], list(range(0, 56_000, 320))):
-        events = heard(detected(), samples, at)
+        events = heard(detected(longest_seconds=lambda: 1.0), samples, at)
         turns = [event for event in events if isinstance(event, bytes)]
         assert all(len(said) <= 4 * 16_000 for said in turns)
         assert [type(event) for event in events] == [TurnBegan, bytes, TurnEnded] * len(turns)
         assert len(turns) == 3
+
+
+@pytest.mark.parametrize("is_ended_by_client", [False, True])
+def test_a_turn_that_is_longer_than_one_may_be_from_now_on_ends_where_it_is(is_ended_by_client: bool) -> None:
+    longest = [10.0]
+    listener = detected(longest_seconds=lambda: longest[0])
+    samples = sound(0.5, 3.5)
+    heard(listener, samples[:48_000], [])
+    longest[0] = 1.0
+    events = listener.end_turn() if is_ended_by_client else listener.hear(samples[48_000:48_320].tobytes())
+    ended, *rest = (event for event in events if not isinstance(event, TurnHeard))
+    assert ended == TurnEnded(48_000)
+    began = [event for event in (*rest, *listener.hear(samples[48_320:].tobytes())) if isinstance(event, TurnBegan)]
+    assert began[0].input_sample >= 48_000
 
 
 def test_silence_is_not_kept() -> None:

@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from services.orchestrator.track import Track
 
 
-async def collect(items: AsyncIterator[int]) -> list[int]:
-    return [item async for item in items]
+async def put(track: Track[int], item: int) -> None:
+    track.keep(item)
+    await track.room()
+
+
+async def collect(reader: AsyncIterator[list[int]]) -> list[int]:
+    return [item async for items in reader for item in items]
 
 
 @given(count=st.integers(0, 40), ahead=st.integers(1, 8), first=st.integers(0, 40))
@@ -23,13 +28,13 @@ def test_a_track_gives_every_item_once_in_order_from_anywhere(count: int, ahead:
             nonlocal most_unused
             for item in range(count):
                 most_unused = max(most_unused, track.unused_count + 1)
-                await track.append(item)
+                await put(track, item)
             track.end()
 
         async def read() -> list[int]:
             seen = []
-            async for item in track.read():
-                seen.append(item)
+            async for items in track.read():
+                seen += items
                 track.use(len(seen))
             return seen
 
@@ -45,10 +50,10 @@ def test_a_track_gives_every_item_once_in_order_from_anywhere(count: int, ahead:
 
 async def test_a_writer_waits_for_the_next_stage_not_for_the_reader() -> None:
     track: Track[int] = Track(2)
-    await track.append(0)
+    await put(track, 0)
     reader = track.read()
-    waiting = asyncio.create_task(track.append(1))
-    assert [await anext(reader), await anext(reader)] == [0, 1]
+    waiting = asyncio.create_task(put(track, 1))
+    assert [await anext(reader), await anext(reader)] == [[0], [1]]
     assert not waiting.done()
     track.use(1)
     await waiting
@@ -57,7 +62,7 @@ async def test_a_writer_waits_for_the_next_stage_not_for_the_reader() -> None:
 
 async def test_the_end_lets_everyone_go() -> None:
     track: Track[int] = Track(1)
-    waiting = asyncio.create_task(track.append(0))
+    waiting = asyncio.create_task(put(track, 0))
     reading = asyncio.create_task(collect(track.read()))
     await asyncio.sleep(0)
     track.end()

@@ -90,8 +90,8 @@ async def test_pieces_are_there_before_the_end() -> None:
     seen: list[str | bytes] = []
 
     async def read() -> None:
-        async for piece in turn.pieces.read():
-            seen.append(piece)
+        async for pieces in turn.pieces.read():
+            seen.extend(pieces)
 
     reading = asyncio.create_task(read())
     turn.add_audio(samples(CLIP[:12_802]))

@@ -70,6 +70,13 @@ def test_a_store_gives_back_what_it_was_given(store: VoiceStore, encoding: types
     assert (store.names(), store.read("a")) == (set(), None)
 
 
+def test_a_store_knows_whose_an_example_is(store: VoiceStore) -> None:
+    store.write("a", example(1), owner="alice")
+    store.write("b", example(1))
+    outlines = [store.outline(name) for name in "ab"]
+    assert [outline.owner for outline in outlines if outline] == ["alice", None]
+
+
 def test_a_voice_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = VoiceFolder(tmp_path)
     store.write("a", example(1))
@@ -93,6 +100,7 @@ def test_a_voice_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         ("{", np.zeros(100), "Expecting"),
         ("[]", np.zeros(100), "must have a transcript"),
         ('{"transcript": " "}', np.zeros(100), "must have a transcript"),
+        ('{"transcript": "a", "owner": 7}', np.zeros(100), "must be the id of a key"),
         ('{"transcript": "two"}', np.zeros((100, 2)), "must be mono, got 2"),
         ('{"transcript": "none"}', None, "a.wav"),
     ],

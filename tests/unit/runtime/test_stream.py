@@ -20,7 +20,7 @@ EMPTY = codec_pb2.DecodeRequest()
 
 def frame(index: int) -> codec_pb2.DecodeRequest:
     """A data message."""
-    return codec_pb2.DecodeRequest(frame=codec_pb2.DecodeFrame(index=index))
+    return codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(index=index))
 
 
 def stream_of(*requests: codec_pb2.DecodeRequest) -> RequestStream[codec_pb2.DecodeRequest]:
@@ -36,7 +36,7 @@ def stream_of(*requests: codec_pb2.DecodeRequest) -> RequestStream[codec_pb2.Dec
 async def test_open_then_data_in_order_then_end() -> None:
     stream = stream_of(OPEN, frame(0), frame(1), END)
     assert isinstance(await stream.open(), codec_pb2.DecodeOpen)
-    assert [(kind, payload.index) async for kind, payload in stream] == [("frame", 0), ("frame", 1)]
+    assert [(kind, payload.index) async for kind, payload in stream] == [("frames", 0), ("frames", 1)]
     await stream.nothing_more()
 
 
@@ -51,7 +51,7 @@ async def test_a_stream_can_be_read_in_parts() -> None:
     stream = stream_of(OPEN, frame(0), frame(1), END)
     await stream.open()
     kind, payload = await anext(stream)
-    assert (kind, payload.index) == ("frame", 0)
+    assert (kind, payload.index) == ("frames", 0)
     assert [payload.index async for _, payload in stream] == [1]
 
 

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from services.inference.slots import Full, NotFinite, Refused
+from services.inference.slots import Full, NotFinite, Refused, TooLong
 from services.runtime.errors import InvalidArgument, MeshError
 from services.stage.refusals import refusals
 
@@ -18,7 +18,8 @@ def raised(error: Exception) -> BaseException:
     ("refusal", "code", "reason"),
     [
         (Full("all 4 slots are taken"), grpc.StatusCode.UNAVAILABLE, "FULL"),
-        (Refused("too long"), grpc.StatusCode.INVALID_ARGUMENT, "REFUSED"),
+        (Refused("too loud"), grpc.StatusCode.INVALID_ARGUMENT, "REFUSED"),
+        (TooLong("9 positions"), grpc.StatusCode.INVALID_ARGUMENT, "TOO_LONG"),
         (NotFinite("a state is no number"), grpc.StatusCode.INTERNAL, "NON_FINITE"),
     ],
 )

@@ -22,6 +22,8 @@ from client.call.script import Script, SpokenTurn
 from client.session import Session
 
 SAMPLES_PER_FRAME = 1920
+# What a packet without a frame has: the last samples of a reply at another rate.
+TAIL_SAMPLES = 23
 SETTLED_TURNS = 50
 """Turns of the loop after which everybody waits for time or for a message, when no message is on its way."""
 
@@ -214,7 +216,8 @@ class Conversation:
                 text, sample = texts.pop(0)
                 piece = orchestrator_pb2.ReplyText(turn_index=turn_index, text=text, audio_sample=sample)
                 await self.write(text=piece)
-            data = np.full(frame_count * SAMPLES_PER_FRAME, (turn_index + 1) * 1000, np.int16).tobytes()
+            sample_count = frame_count * SAMPLES_PER_FRAME or TAIL_SAMPLES
+            data = np.full(sample_count, (turn_index + 1) * 1000, np.int16).tobytes()
             audio = orchestrator_pb2.ReplyAudio(
                 turn_index=turn_index, frame_index=sent_frames, frame_count=frame_count, data=data
             )

@@ -11,7 +11,7 @@ from client.errors import MeshError
 from client.events import FinishReason
 
 VAD = client.ServerVad()
-FRAME = 1920
+FRAME, TAIL_SAMPLES = 1920, 23
 
 
 def steady(planned, frame_count, first=0.3):
@@ -207,6 +207,13 @@ async def test_what_comes_after_the_end_of_a_reply_is_counted_and_not_heard(hold
         2 * FRAME,
         2 * FRAME,
     )
+
+
+async def test_samples_that_are_no_frame_of_their_own_are_heard_to_the_last(hold, planned):
+    call = await hold([0.06], plan=lambda _: planned([(0.3, 1), (0.35, 0)]))
+    (turn,) = call.caller.record.turns_from(0)
+    assert (turn.received_sample_count, turn.played_sample_count) == (FRAME + TAIL_SAMPLES, FRAME + TAIL_SAMPLES)
+    assert not turn.gaps
 
 
 async def test_an_empty_reply_does_not_hold_up_the_call(hold, planned):

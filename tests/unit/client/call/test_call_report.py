@@ -1,19 +1,25 @@
 """What is shown and written of a call."""
 
 import json
+from dataclasses import replace
 
+import grpc
 import pytest
 from rich.console import Console
 
 import client
-from client.call.display import CallDisplay
-from client.call.record import CallRecord
+from client.call.display import CallDisplay, ending
+from client.call.record import CallRecord, CallTurn
 from client.call.report import call_json, call_table, sums
+from client.errors import MeshError
+from client.events import FinishReason, ReplyEnded, Timings
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
-def shown(what):
-    """What it looks like on a wide terminal."""
-    console = Console(width=200, record=True, file=None, quiet=False)
+def shown(what, width=200):
+    """What it looks like on a terminal, by default a wide one."""
+    console = Console(width=width, record=True, file=None, quiet=False)
     with console.capture() as capture:
         console.print(what)
     return capture.get()
@@ -31,10 +37,31 @@ async def call(hold, planned):
 
 async def test_the_table_has_what_happened(call):
     table = shown(call_table(call.caller.record).rich())
-    for said in ("0.wav", "1.wav", " 300 ", " 100 ", "STOP", "2: 0.16 s", " 0.50 ", "spoken"):
+    for said in ("0.wav", "1.wav", " 300 ", " 100 ", "STOP", " 0.50 ", "over"):
         assert said in table
-    assert "noticed" not in table
+    assert "off, ms" not in table
     assert sums(call.caller.record).startswith("2 turns; TTFA 300 ms in the median, 300 ms at most; packets left")
+
+
+async def test_a_table_of_all_columns_fits_a_terminal():
+    timings = Timings(0, 0, 0, 0, 0, 0)
+    turn = CallTurn(10, "q1.wav", 24000, 0.0, 5.0, noticed_at=0.5, stopped_at=5.5, first_audio_at=5.6, barge_in_at=10.6)
+    turn.is_cut, turn.received_sample_count, turn.played_sample_count = True, 10 * 24000, 5 * 24000
+    turn.ended_at, turn.ended = 10.8, ReplyEnded(10, FinishReason.CANCELLED, "", 1, 1, timings)
+    lines = shown(call_table(CallRecord({10: turn})).rich(), width=80).splitlines()
+    assert lines[4].split() == [
+        "10",
+        "q1.wav",
+        "500",
+        "500",
+        "600",
+        "0.00",
+        "5.00",
+        "10.00",
+        "5.00",
+        "200",
+        "CANCELLED",
+    ]
 
 
 async def test_a_call_of_no_turn_is_said():
@@ -83,6 +110,15 @@ async def test_what_happens_is_told_line_by_line(call):
     ]
 
 
+async def test_why_a_reply_failed_is_told(call):
+    turn = call.caller.record.turns[1]
+    turn.ended = replace(
+        turn.ended, reason=FinishReason.FAILED, failure=MeshError(UNAVAILABLE, "STALLED", "it is gone")
+    )
+    assert ending(turn) == "failed after 1.84 s of it: it is gone"
+    assert json.loads(call_json(call.caller.record, {}))["turns"][1]["failure"] == "it is gone"
+
+
 async def test_what_the_mesh_hears_is_told(hold):
     call = await hold([0.1], turn_detection=client.ServerVad())
     console = Console(width=200)
@@ -91,4 +127,4 @@ async def test_what_the_mesh_hears_is_told(hold):
             CallDisplay(console).watch(happening)
     assert "turn 0: the mesh hears that it begins" in capture.get()
     assert "turn 0: the mesh hears that it is over" in capture.get()
-    assert "noticed" in shown(call_table(call.caller.record).rich())
+    assert "off, ms" in shown(call_table(call.caller.record).rich())

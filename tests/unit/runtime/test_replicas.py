@@ -1,0 +1,370 @@
+"""One channel to several replicas: who gets a call, who does not, and what becomes of streams when one leaves."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from chroma_mesh.codec.v1 import codec_pb2, codec_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from services.runtime.channel import open_channel
+from services.runtime.errors import MeshError, Unavailable, from_rpc_error
+from services.runtime.interceptors import REPLICA_KEY, replica_name
+from services.runtime.server import RunningServer, running
+from services.runtime.settings import ServiceSettings
+from services.runtime.stream import RequestStream
+
+CODEC = "chroma_mesh.codec.v1.CodecService"
+OPEN = codec_pb2.DecodeRequest(open=codec_pb2.DecodeOpen())
+FRAMES = codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames())
+END = codec_pb2.DecodeRequest(end=codec_pb2.DecodeEnd())
+# More than a connection takes from somebody who does not read.
+MUCH = codec_pb2.DecodeResponse(audio=codec_pb2.DecodedAudio(data=bytes(2**20)))
+
+
+class Replica(codec_pb2_grpc.CodecServiceServicer):
+    """A codec that counts frames, or is told to refuse, to fail, to work for ever, or to send more than is read.
+
+    It keeps its callers' connections.
+    """
+
+    def __init__(self) -> None:
+        self.peers: list[str] = []
+        self.is_full = False
+        self.is_slow = False
+        self.is_talkative = False
+        self.fails_late = False
+        self.working = asyncio.Event()
+        self.left_count = 0
+
+    def take(self, context: Any) -> None:
+        """A call came."""
+        self.peers.append(context.peer())
+        if self.is_full:
+            raise Unavailable("no slot is free", reason="FULL")
+
+    async def Encode(self, request: codec_pb2.EncodeRequest, context: Any) -> codec_pb2.EncodeResponse:
+        """Answers with nothing."""
+        self.take(context)
+        if self.is_slow:
+            self.working.set()
+            await asyncio.Event().wait()
+        return codec_pb2.EncodeResponse()
+
+    async def Decode(self, requests: AsyncIterator[codec_pb2.DecodeRequest], context: Any) -> None:
+        """Answers open at once, and the end with a count."""
+        stream = RequestStream(requests)
+        try:
+            await stream.open()
+            self.take(context)
+            await context.write(codec_pb2.DecodeResponse(opened=codec_pb2.DecodeOpened()))
+            if self.fails_late:
+                raise Unavailable("the slot is gone", reason="LATE")
+            while self.is_talkative:
+                await context.write(MUCH)
+            count = len([payload async for _, payload in stream])
+            await context.write(codec_pb2.DecodeResponse(finished=codec_pb2.DecodeFinished(frame_count=count)))
+        finally:
+            self.left_count += 1
+
+
+async def at_once() -> None:
+    """Neither loads nor closes anything."""
+
+
+@asynccontextmanager
+async def serving(
+    replica: Replica, *, prepare: Callable[[], Awaitable[None]] = at_once, wait_ready: bool = True, **settings: Any
+) -> AsyncIterator[RunningServer]:
+    """Serves a replica within the block."""
+    async with running(
+        stage="codec",
+        settings=ServiceSettings(**settings),
+        add=lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(replica, server),
+        services=[CODEC],
+        prepare=prepare,
+        close=at_once,
+        registry=CollectorRegistry(),
+        wait_ready=wait_ready,
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[Replica, Replica, grpc.aio.Channel]]:
+    """Two replicas, and a channel that has reached both."""
+    first, second = Replica(), Replica()
+    async with (
+        serving(first, grace_seconds=0) as one,
+        serving(second, grace_seconds=0) as other,
+        open_channel(f"{one.address},{other.address}", service=CODEC) as channel,
+    ):
+        await encode_until(channel, lambda: bool(first.peers) and bool(second.peers))
+        first.peers.clear()
+        second.peers.clear()
+        yield first, second, channel
+
+
+async def encode_until(channel: grpc.aio.Channel, condition: Callable[[], bool]) -> None:
+    """Makes calls, none of which may fail, until something is the case."""
+    while not condition():
+        await codec_pb2_grpc.CodecServiceStub(channel).Encode(codec_pb2.EncodeRequest())
+
+
+async def opened(channel: grpc.aio.Channel) -> Any:
+    """A stream that has been answered `opened`."""
+    call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
+    await call.write(OPEN)
+    assert (await call.read()).HasField("opened")
+    return call
+
+
+async def finish(call: Any) -> int:
+    """Sends a frame and the end; how many frames arrived."""
+    for request in (FRAMES, END):
+        await call.write(request)
+    count: int = (await call.read()).finished.frame_count
+    assert await call.read() is grpc.aio.EOF
+    return count
+
+
+async def failure(call: Awaitable[Any]) -> MeshError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+async def test_calls_go_to_the_replicas_in_turn(pair: Any) -> None:
+    first, second, channel = pair
+    for _ in range(10):
+        await codec_pb2_grpc.CodecServiceStub(channel).Encode(codec_pb2.EncodeRequest())
+    assert (len(first.peers), len(second.peers)) == (5, 5)
+
+
+async def test_an_answer_says_whose_it_is(pair: Any) -> None:
+    _, _, channel = pair
+    unary = codec_pb2_grpc.CodecServiceStub(channel).Encode(codec_pb2.EncodeRequest())
+    await unary
+    stream = await opened(channel)
+    for call in (unary, stream):
+        assert dict(await call.initial_metadata())[REPLICA_KEY] == replica_name()
+    await finish(stream)
+
+
+async def test_a_full_replica_is_skipped_with_all_that_was_sent(pair: Any) -> None:
+    first, second, channel = pair
+    first.is_full = True
+    for _ in range(6):
+        call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
+        for request in (OPEN, FRAMES, FRAMES, END):
+            await call.write(request)
+        assert (await call.read()).HasField("opened")
+        assert (await call.read()).finished.frame_count == 2
+    assert len(second.peers) == 6
+    assert first.peers
+
+
+async def test_full_replicas_say_so(pair: Any) -> None:
+    first, second, channel = pair
+    first.is_full = second.is_full = True
+    error = await failure(codec_pb2_grpc.CodecServiceStub(channel).Encode(codec_pb2.EncodeRequest()))
+    assert (type(error), error.reason) == (Unavailable, "FULL")
+    assert first.peers
+    assert second.peers
+
+
+async def test_an_error_after_the_first_message_is_the_callers(pair: Any) -> None:
+    first, second, channel = pair
+    first.fails_late = second.fails_late = True
+    call = await opened(channel)
+    assert (await failure(call.read())).reason == "LATE"
+    assert len(first.peers + second.peers) == 1
+
+
+async def test_a_replica_takes_part_when_it_is_loaded_and_not_before() -> None:
+    old, new, loaded = Replica(), Replica(), asyncio.Event()
+    async with (
+        serving(old) as one,
+        serving(new, prepare=loaded.wait, wait_ready=False) as other,  # type: ignore[arg-type]
+        open_channel(f"{other.address},{one.address}", service=CODEC) as channel,
+    ):
+        await encode_until(channel, lambda: len(old.peers) == 10)
+        assert not new.peers
+        loaded.set()
+        await encode_until(channel, lambda: bool(new.peers))
+
+
+async def test_a_replica_that_is_lost_leaves_and_takes_part_again_when_it_is_back() -> None:
+    stays, returns = Replica(), Replica()
+    async with serving(stays) as one, AsyncExitStack() as channels:
+        async with serving(returns) as other:
+            channel = await channels.enter_async_context(open_channel(f"{one.address},{other.address}", service=CODEC))
+            await encode_until(channel, lambda: bool(returns.peers))
+        stays.peers.clear()
+        await encode_until(channel, lambda: len(stays.peers) == 10)
+        returns.peers.clear()
+        async with serving(returns, port=int(other.address.split(":")[1])):
+            await encode_until(channel, lambda: bool(returns.peers))
+
+
+async def test_draining_takes_no_new_stream_and_breaks_no_open_one() -> None:
+    leaves, stays = Replica(), Replica()
+    async with serving(stays) as other, AsyncExitStack() as channels:
+        async with serving(leaves, grace_seconds=3600) as one:
+            channel = await channels.enter_async_context(open_channel(f"{one.address},{other.address}", service=CODEC))
+            calls = []
+            while not (leaves.peers and stays.peers):
+                calls.append(await opened(channel))
+            count = len(leaves.peers)
+
+            async def while_draining() -> None:
+                new = [await opened(channel) for _ in range(10)]
+                assert [await finish(call) for call in (*calls, *new)] == [1] * (len(calls) + 10)
+
+            draining = asyncio.create_task(while_draining())
+        await draining
+    assert len(leaves.peers) == count
+
+
+@pytest.mark.parametrize("is_talkative", [False, True])
+async def test_a_stream_that_outlives_the_grace_is_handed_over(is_talkative: bool) -> None:
+    replica = Replica()
+    replica.is_talkative = is_talkative
+    async with AsyncExitStack() as channels:
+        async with serving(replica, grace_seconds=0.1) as server:
+            channel = await channels.enter_async_context(open_channel(server.address))
+            reading = asyncio.create_task(read_all(await opened(channel)))
+        assert replica.left_count == 1
+        error = await failure(reading)
+    assert (type(error), error.reason) == (Unavailable, "DRAINING")
+
+
+async def test_a_stream_that_nobody_reads_is_unavailable_as_well() -> None:
+    replica = Replica()
+    replica.is_talkative = True
+    async with AsyncExitStack() as channels:
+        async with serving(replica, grace_seconds=0) as server:
+            channel = await channels.enter_async_context(open_channel(server.address))
+            call = await opened(channel)
+        assert replica.left_count == 1
+        assert isinstance(await failure(read_all(call)), Unavailable)
+
+
+async def read_all(call: Any) -> None:
+    """Reads to the end."""
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_call_that_is_not_answered_yet_is_begun_again_elsewhere() -> None:
+    leaves, stays = Replica(), Replica()
+    async with serving(stays) as other, AsyncExitStack() as channels:
+        async with serving(leaves, grace_seconds=0) as one:
+            channel = await channels.enter_async_context(open_channel(f"{one.address},{other.address}", service=CODEC))
+            await encode_until(channel, lambda: bool(leaves.peers) and bool(stays.peers))
+            leaves.is_slow = True
+            stays.peers.clear()
+            stub = codec_pb2_grpc.CodecServiceStub(channel)
+            calls = [stub.Encode(codec_pb2.EncodeRequest()) for _ in range(4)]
+            await leaves.working.wait()
+        for call in calls:
+            await call
+    assert len(stays.peers) == 4
+
+
+async def test_the_age_of_a_connection_ends_it_for_new_calls_and_breaks_no_stream() -> None:
+    replica = Replica()
+    async with (
+        serving(replica, connection_age_seconds=0.1) as server,
+        open_channel(server.address, service=CODEC) as channel,
+    ):
+        call = await opened(channel)
+        await encode_until(channel, lambda: len(set(replica.peers)) == 4)
+        assert await finish(call) == 1
+
+
+class NameServer:
+    """A dnsmasq that knows the name codec.test, on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hosts = folder / "hosts"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+
+    @asynccontextmanager
+    async def running(self, program: str) -> AsyncIterator[None]:
+        """Serves within the block."""
+        self.process = await asyncio.create_subprocess_exec(
+            program,
+            *("--no-daemon", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", f"--addn-hosts={self.hosts}"),
+            *("--listen-address=127.0.0.1", "--bind-interfaces", f"--port={self.port}", "--local-ttl=0"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            await self.until_read()
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                self.process.terminate()
+            await self.process.communicate()
+
+    def write(self, *addresses: str) -> None:
+        """What the name stands for, from the next reading on."""
+        self.hosts.write_text("".join(f"{address} codec.test\n" for address in addresses))
+
+    async def change(self, *addresses: str) -> None:
+        """What the name stands for, from now on."""
+        self.write(*addresses)
+        self.process.send_signal(signal.SIGHUP)
+        await self.until_read()
+
+    async def until_read(self) -> None:
+        """Returns when it has read the file."""
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            if b"read " in line:
+                return
+        raise AssertionError("dnsmasq has ended")
+
+
+DNSMASQ = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@pytest.mark.skipif(DNSMASQ is None, reason="needs dnsmasq")
+async def test_a_names_new_addresses_take_part_and_lost_ones_leave(tmp_path: Path) -> None:
+    assert DNSMASQ is not None
+    old, new, names = Replica(), Replica(), NameServer(tmp_path)
+    names.write("127.0.0.2")
+    async with names.running(DNSMASQ), serving(old, host="127.0.0.2", connection_age_seconds=0.1) as one:
+        port = one.address.split(":")[1]
+        async with (
+            serving(new, host="127.0.0.3", port=int(port), connection_age_seconds=0.1),
+            open_channel(f"dns://127.0.0.1:{names.port}/codec.test:{port}", service=CODEC) as channel,
+        ):
+            call = await opened(channel)
+            await encode_until(channel, lambda: len(old.peers) == 10)
+            assert not new.peers
+            await names.change("127.0.0.2", "127.0.0.3")
+            await encode_until(channel, lambda: bool(new.peers))
+            await names.change("127.0.0.3")
+
+            def only_new() -> bool:
+                if len(new.peers) >= 20:
+                    return True
+                if old.peers:
+                    old.peers.clear()
+                    new.peers.clear()
+                return False
+
+            await encode_until(channel, only_new)
+            assert await finish(call) == 1
