@@ -61,25 +61,42 @@ def matrix(weight: Tensor, rows: int) -> Product:
     return Product(run, (weight,), rows, weight.t())
 
 
-def stack(transformer: Transformer, *rows: int) -> Iterator[Product]:
-    """An autoregressive stack."""
-    for layer in transformer.layers:
+def stack(transformer: Transformer, slots: int, width: int, wanted: int) -> Iterator[Product]:
+    """An autoregressive stack that runs `width` positions, of which what follows needs the states of `wanted`.
+
+    Of the others the last layer makes only keys and values.
+    """
+    for index, layer in enumerate(transformer.layers, start=1):
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
-        yield linear((attention.q_proj, attention.k_proj, attention.v_proj), *rows)
-        yield linear((attention.o_proj,), *rows)
-        yield linear((mlp.gate_proj, mlp.up_proj), *rows)
-        yield linear((mlp.down_proj,), *rows)
+        yield linear((attention.q_proj, attention.k_proj, attention.v_proj), slots, width)
+        states = wanted if index == len(transformer.layers) else width
+        if states:
+            yield linear((attention.o_proj,), slots, states)
+            yield linear((mlp.gate_proj, mlp.up_proj), slots, states)
+            yield linear((mlp.down_proj,), slots, states)
 
 
 def speech_frame(model: SpeechModel, slots: int, *, has_step: bool) -> list[Product]:
-    """A frame of codes: the backbone, twice when a step goes in, its head, and the depth decoder's seven runs."""
+    """A frame of codes: the backbone, its head, and the depth decoder's seven runs.
+
+    With a step there are two positions more. Compiled code runs all three at once; a graph, whose shapes are fixed, the
+    two before the third.
+    """
     backbone, depth = model.backbone, model.depth_decoder
-    products = list(stack(backbone.stack, slots, 2)) if has_step else []
-    products += stack(backbone.stack, slots, 1)
+    weight = backbone.codebook0_head.weight
+    products: list[Product] = []
+    if has_step and is_compiled_for(weight.device, weight.dtype):
+        products += stack(backbone.stack, slots, width=3, wanted=1)
+    else:
+        if has_step:
+            products += stack(backbone.stack, slots, width=2, wanted=0)
+        products += stack(backbone.stack, slots, width=1, wanted=1)
     products.append(linear((backbone.codebook0_head,), slots))
     # The backbone's state and the first code go in together, then a code at a time.
-    first, later = ([linear((depth.projection,), slots, width), *stack(depth.stack, slots, width)] for width in (2, 1))
+    first, later = (
+        [linear((depth.projection,), slots, width), *stack(depth.stack, slots, width, wanted=1)] for width in (2, 1)
+    )
     for codebook, head in enumerate(depth.codebook_head):
         products += later if codebook else first
         products.append(matrix(head, slots))
@@ -88,7 +105,7 @@ def speech_frame(model: SpeechModel, slots: int, *, has_step: bool) -> list[Prod
 
 def reasoner_step(model: ReasonerModel, slots: int) -> list[Product]:
     """A token of the reply."""
-    return [*stack(model.stack, slots, 1), linear((model.lm_head,), slots)]
+    return [*stack(model.stack, slots, width=1, wanted=1), linear((model.lm_head,), slots)]
 
 
 def codec_frame(mimi: Any, slots: int) -> list[Product]:

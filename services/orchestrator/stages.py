@@ -165,7 +165,7 @@ class Stages:
             "speech": open_channel(
                 speech_address, service=SERVICES["speech"], read_ahead_bytes=SPEECH_READ_AHEAD_BYTES, tls=tls
             ),
-            "codec": open_channel(codec_address, service=SERVICES["codec"], tls=tls),
+            "codec": open_channel(codec_address, service=SERVICES["codec"], repeated=["Encode"], tls=tls),
         }
         self._reasoner = reasoner_pb2_grpc.ReasonerServiceStub(self._channels["reasoner"])
         self._speech = speech_pb2_grpc.SpeechServiceStub(self._channels["speech"])

@@ -1,7 +1,7 @@
 """Channels to the services of the mesh."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -11,7 +11,7 @@ from services.runtime.interceptors import outgoing_metadata
 from services.runtime.tls import ClientTls, open_tls_channel
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-# The longest example of a voice fits, as floats. A call that has sent more before its first answer is not repeated.
+# The longest example of a voice fits, as floats. A call that sends more is not repeated.
 REPEATED_BYTES = 4 * 1024 * 1024
 # Five is gRPC's own limit. The waits are there for the last replica to be freed; another one is tried almost at once.
 REFUSED_ELSEWHERE = {
@@ -29,14 +29,17 @@ def open_channel(
     address: str,
     *,
     service: str | None = None,
+    repeated: Sequence[str] = (),
     read_ahead_bytes: int | None = None,
     tls: ClientTls | None = None,
 ) -> grpc.aio.Channel:
     """A channel to the replicas at `address`, as `check_address` has it, whose calls carry the ids of their context.
 
-    Calls go to the replicas in turn. One that is refused (UNAVAILABLE, nothing sent back before) is begun again at the
-    next replica, by gRPC itself; replicas whose health says that `service` is not serving are left out from the start.
-    A replica whose connection is lost leaves until it can be reached again, and names are then asked for anew.
+    Calls go to the replicas in turn; those whose health says that `service` is not serving, and those that can't be
+    reached, are left out until they are back. When a connection is lost or too old, a name is asked for anew. A call of
+    one of the `repeated` unary methods of `service` that is refused (UNAVAILABLE, no answer before) is begun again at
+    the next replica, by gRPC itself. A stream that is refused is its caller's to begin again, which goes to the next
+    replica as well: when gRPC repeats one that is just being written to, a message may be lost in silence.
 
     Messages may have up to 16 MiB; a peer that is silently gone is noticed within 20 seconds. `read_ahead_bytes` is
     what a peer may send of one call before it is read; by default HTTP/2 finds that out, 64 KiB or more. With `tls` the
@@ -54,7 +57,7 @@ def open_channel(
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-        ("grpc.service_config", _service_config(service)),
+        ("grpc.service_config", _service_config(service, repeated)),
         ("grpc.service_config_disable_resolution", 1),  # or every name would be asked for one of its own
         ("grpc.per_rpc_retry_buffer_size", REPEATED_BYTES),
     ]
@@ -69,13 +72,13 @@ def open_channel(
     )
 
 
-def _service_config(service: str | None) -> str:
-    config: dict[str, Any] = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [{"name": [{}], "retryPolicy": REFUSED_ELSEWHERE}],
-    }
+def _service_config(service: str | None, repeated: Sequence[str]) -> str:
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if service is not None:
         config["healthCheckConfig"] = {"serviceName": service}
+    if repeated:
+        names = [{"service": service, "method": method} for method in repeated]
+        config["methodConfig"] = [{"name": names, "retryPolicy": REFUSED_ELSEWHERE}]
     return json.dumps(config)
 
 

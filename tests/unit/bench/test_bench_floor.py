@@ -37,15 +37,21 @@ def element_count(products: Iterable[Product]) -> int:
     return sum({weight.data_ptr(): weight.numel() for product in products for weight in product.weights}.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "graph"])
 @pytest.mark.parametrize("has_step", [False, True])
-def test_a_speech_frame_touches_all_of_both_stacks(engines: StageEngines, has_step: bool) -> None:
-    model = engines.speech.model
+def test_a_speech_frame_touches_all_of_both_stacks(engines: StageEngines, has_step: bool, dtype: torch.dtype) -> None:
+    """Once, but for what makes the keys and values of the two positions that a graph runs before the third."""
+    model = engines.speech.model.to(dtype)
     products = speech_frame(model, SLOTS, has_step=has_step)
     expected = matrices(model, *EMBEDDINGS)
     assert element_count(products) == sum(weight.numel() for weight in expected)
     runs = len(model.depth_decoder.codebook_head)
+    layers = model.backbone.stack.layers
+    runs_before = int(has_step and dtype is torch.float64)
+    needed_before = [*matrices(layers[:-1]), *matrices(layers[-1].self_attn, "o_proj")]
     counts = Counter(
-        {weight.data_ptr(): 1 + has_step for weight in matrices(model.backbone.stack)}
+        {weight.data_ptr(): 1 for weight in matrices(model.backbone.stack)}
+        | {weight.data_ptr(): 1 + runs_before for weight in needed_before}
         | {model.backbone.codebook0_head.weight.data_ptr(): 1}
         | {weight.data_ptr(): runs for weight in matrices(model.depth_decoder.stack)}
         | {model.depth_decoder.projection.weight.data_ptr(): runs}

@@ -105,12 +105,17 @@ async def pair() -> AsyncIterator[tuple[Replica, Replica, grpc.aio.Channel]]:
     async with (
         serving(first, grace_seconds=0) as one,
         serving(second, grace_seconds=0) as other,
-        open_channel(f"{one.address},{other.address}", service=CODEC) as channel,
+        channel_to(f"{one.address},{other.address}") as channel,
     ):
         await encode_until(channel, lambda: bool(first.peers) and bool(second.peers))
         first.peers.clear()
         second.peers.clear()
         yield first, second, channel
+
+
+def channel_to(address: str) -> grpc.aio.Channel:
+    """As the orchestrator's to the codec."""
+    return open_channel(address, service=CODEC, repeated=["Encode"])
 
 
 async def encode_until(channel: grpc.aio.Channel, condition: Callable[[], bool]) -> None:
@@ -119,12 +124,18 @@ async def encode_until(channel: grpc.aio.Channel, condition: Callable[[], bool])
         await codec_pb2_grpc.CodecServiceStub(channel).Encode(codec_pb2.EncodeRequest())
 
 
-async def opened(channel: grpc.aio.Channel) -> Any:
-    """A stream that has been answered `opened`."""
-    call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
-    await call.write(OPEN)
-    assert (await call.read()).HasField("opened")
-    return call
+async def opened(channel: grpc.aio.Channel, refusals: list[str] | None = None) -> Any:
+    """A stream that has been answered `opened`, begun again at once where it was refused: each time for a reason."""
+    refusals = [] if refusals is None else refusals
+    while True:
+        call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
+        try:
+            await call.write(OPEN)
+            assert (await call.read()).HasField("opened")
+        except grpc.aio.AioRpcError as error:
+            refusals.append(from_rpc_error(error).reason)
+        else:
+            return call
 
 
 async def finish(call: Any) -> int:
@@ -160,17 +171,21 @@ async def test_an_answer_says_whose_it_is(pair: Any) -> None:
     await finish(stream)
 
 
-async def test_a_full_replica_is_skipped_with_all_that_was_sent(pair: Any) -> None:
+async def test_a_full_replica_is_skipped(pair: Any) -> None:
     first, second, channel = pair
     first.is_full = True
-    for _ in range(6):
-        call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
-        for request in (OPEN, FRAMES, FRAMES, END):
-            await call.write(request)
-        assert (await call.read()).HasField("opened")
-        assert (await call.read()).finished.frame_count == 2
-    assert len(second.peers) == 6
+    await encode_until(channel, lambda: len(second.peers) == 6)
     assert first.peers
+
+
+async def test_a_stream_that_is_refused_is_begun_again_elsewhere_by_its_caller(pair: Any) -> None:
+    first, _, channel = pair
+    first.is_full = True
+    refusals: list[str] = []
+    for _ in range(6):
+        await finish(await opened(channel, refusals))
+    assert refusals == ["FULL"] * len(first.peers)
+    assert len(refusals) in (5, 6)
 
 
 async def test_full_replicas_say_so(pair: Any) -> None:
@@ -195,7 +210,7 @@ async def test_a_replica_takes_part_when_it_is_loaded_and_not_before() -> None:
     async with (
         serving(old) as one,
         serving(new, prepare=loaded.wait, wait_ready=False) as other,  # type: ignore[arg-type]
-        open_channel(f"{other.address},{one.address}", service=CODEC) as channel,
+        channel_to(f"{other.address},{one.address}") as channel,
     ):
         await encode_until(channel, lambda: len(old.peers) == 10)
         assert not new.peers
@@ -207,7 +222,7 @@ async def test_a_replica_that_is_lost_leaves_and_takes_part_again_when_it_is_bac
     stays, returns = Replica(), Replica()
     async with serving(stays) as one, AsyncExitStack() as channels:
         async with serving(returns) as other:
-            channel = await channels.enter_async_context(open_channel(f"{one.address},{other.address}", service=CODEC))
+            channel = await channels.enter_async_context(channel_to(f"{one.address},{other.address}"))
             await encode_until(channel, lambda: bool(returns.peers))
         stays.peers.clear()
         await encode_until(channel, lambda: len(stays.peers) == 10)
@@ -220,7 +235,7 @@ async def test_draining_takes_no_new_stream_and_breaks_no_open_one() -> None:
     leaves, stays = Replica(), Replica()
     async with serving(stays) as other, AsyncExitStack() as channels:
         async with serving(leaves, grace_seconds=3600) as one:
-            channel = await channels.enter_async_context(open_channel(f"{one.address},{other.address}", service=CODEC))
+            channel = await channels.enter_async_context(channel_to(f"{one.address},{other.address}"))
             calls = []
             while not (leaves.peers and stays.peers):
                 calls.append(await opened(channel))
@@ -235,28 +250,28 @@ async def test_draining_takes_no_new_stream_and_breaks_no_open_one() -> None:
     assert len(leaves.peers) == count
 
 
-@pytest.mark.parametrize("is_talkative", [False, True])
-async def test_a_stream_that_outlives_the_grace_is_handed_over(is_talkative: bool) -> None:
+async def test_a_stream_that_outlives_the_grace_is_handed_over() -> None:
     replica = Replica()
-    replica.is_talkative = is_talkative
     async with AsyncExitStack() as channels:
         async with serving(replica, grace_seconds=0.1) as server:
-            channel = await channels.enter_async_context(open_channel(server.address))
-            reading = asyncio.create_task(read_all(await opened(channel)))
+            channel = await channels.enter_async_context(channel_to(server.address))
+            call = await opened(channel)
         assert replica.left_count == 1
-        error = await failure(reading)
+        error = await failure(call.read())
     assert (type(error), error.reason) == (Unavailable, "DRAINING")
 
 
-async def test_a_stream_that_nobody_reads_is_unavailable_as_well() -> None:
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_a_stream_that_is_cut_in_the_middle_of_a_message_is_unavailable_as_well(is_read: bool) -> None:
     replica = Replica()
     replica.is_talkative = True
     async with AsyncExitStack() as channels:
         async with serving(replica, grace_seconds=0) as server:
-            channel = await channels.enter_async_context(open_channel(server.address))
+            channel = await channels.enter_async_context(channel_to(server.address))
             call = await opened(channel)
+            reading = asyncio.create_task(read_all(call)) if is_read else None
         assert replica.left_count == 1
-        assert isinstance(await failure(read_all(call)), Unavailable)
+        assert isinstance(await failure(reading or read_all(call)), Unavailable)
 
 
 async def read_all(call: Any) -> None:
@@ -269,7 +284,7 @@ async def test_a_call_that_is_not_answered_yet_is_begun_again_elsewhere() -> Non
     leaves, stays = Replica(), Replica()
     async with serving(stays) as other, AsyncExitStack() as channels:
         async with serving(leaves, grace_seconds=0) as one:
-            channel = await channels.enter_async_context(open_channel(f"{one.address},{other.address}", service=CODEC))
+            channel = await channels.enter_async_context(channel_to(f"{one.address},{other.address}"))
             await encode_until(channel, lambda: bool(leaves.peers) and bool(stays.peers))
             leaves.is_slow = True
             stays.peers.clear()
@@ -285,7 +300,7 @@ async def test_the_age_of_a_connection_ends_it_for_new_calls_and_breaks_no_strea
     replica = Replica()
     async with (
         serving(replica, connection_age_seconds=0.1) as server,
-        open_channel(server.address, service=CODEC) as channel,
+        channel_to(server.address) as channel,
     ):
         call = await opened(channel)
         await encode_until(channel, lambda: len(set(replica.peers)) == 4)
@@ -349,7 +364,7 @@ async def test_a_names_new_addresses_take_part_and_lost_ones_leave(tmp_path: Pat
         port = one.address.split(":")[1]
         async with (
             serving(new, host="127.0.0.3", port=int(port), connection_age_seconds=0.1),
-            open_channel(f"dns://127.0.0.1:{names.port}/codec.test:{port}", service=CODEC) as channel,
+            channel_to(f"dns://127.0.0.1:{names.port}/codec.test:{port}") as channel,
         ):
             call = await opened(channel)
             await encode_until(channel, lambda: len(old.peers) == 10)
