@@ -19,7 +19,8 @@ REFUSED_ELSEWHERE = {
     "initialBackoff": "0.005s",
     "maxBackoff": "0.1s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # CANCELLED is gRPC's own answer of a server that is being shut down; a caller who cancels is told nothing.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 MultiCallable = TypeVar("MultiCallable", bound=Callable[..., Any])
@@ -41,7 +42,7 @@ def open_channel(
     the next replica, by gRPC itself. A stream that is refused is its caller's to begin again, which goes to the next
     replica as well: when gRPC repeats one that is just being written to, a message may be lost in silence.
 
-    Messages may have up to 16 MiB; a peer that is silently gone is noticed within 20 seconds. `read_ahead_bytes` is
+    Messages may have up to 16 MiB; a peer that is silently gone is noticed within four seconds. `read_ahead_bytes` is
     what a peer may send of one call before it is read; by default HTTP/2 finds that out, 64 KiB or more. With `tls` the
     connection is encrypted, and calls after a change of its files have the new ones. To be closed, or used with
     `async with`.
@@ -50,8 +51,9 @@ def open_channel(
     options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        # A stopped process and a cut wire look like a slow peer: only pings tell. A listener has some seconds in hand.
+        ("grpc.keepalive_time_ms", 2_000),
+        ("grpc.keepalive_timeout_ms", 2_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),

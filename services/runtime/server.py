@@ -197,7 +197,7 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # or a second process would share the port in silence
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # or callers who ask more often are cut off
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),  # or callers who ask more often are cut off
     ]
 
 

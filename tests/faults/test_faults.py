@@ -9,15 +9,18 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 import pytest_asyncio
 
+import client
 from client import mesh_settings, supervisor
+from client.events import FinishReason, ReplyEnded, ReplyStarted
 from client.mesh_settings import STAGES
 from tests.faults.campaign import SCRIPTS, SESSIONS, Campaign
 from tests.faults.fault import Kind
 from tests.faults.faulty_mesh import FaultyMesh, faulty_mesh
-from tests.faults.script import HeardReply, Nobody, hold
+from tests.faults.script import AHEAD_SECONDS, FRAME_COUNT, HeardReply, Nobody, hold
 
 FAULT_COUNT = int(os.environ.get("FAULT_COUNT", "5"))
 SEED = int(os.environ.get("FAULT_SEED", "0"))
@@ -88,6 +91,33 @@ async def test_draining_breaks_no_reply(mesh: FaultyMesh, undisturbed: list[byte
     assert [sounds(replies) for replies in heard] == [undisturbed] * SESSIONS
     assert middle_count >= SESSIONS
     await mesh.until_replaced(name, pid)
+
+
+async def test_without_a_stage_the_reply_fails_and_the_session_goes_on(mesh: FaultyMesh) -> None:
+    names = mesh.replicas("speech")
+    pids = {name: mesh.pid(name) for name in names}
+    async with (
+        client.connect(mesh.addresses[0]) as front,
+        front.session(seed=1, max_frame_count=FRAME_COUNT, ahead_seconds=AHEAD_SECONDS) as session,
+    ):
+        endings = []
+        for turn in range(2):
+            await session.send_text("Are you there?")
+            await session.end_turn()
+            async for event in session.reply():
+                if isinstance(event, ReplyStarted) and turn == 0:
+                    for name in names:
+                        mesh.signal(name, signal.SIGKILL)
+                if isinstance(event, ReplyEnded):
+                    endings.append(event)
+            for name in names:
+                await mesh.until_replaced(name, pids[name])
+    failed, answered = endings
+    assert failed.reason is FinishReason.FAILED
+    assert failed.failure is not None
+    assert failed.failure.code is grpc.StatusCode.UNAVAILABLE
+    assert "speech" in failed.failure.message
+    assert (answered.reason, answered.frame_count) == (FinishReason.LENGTH, FRAME_COUNT)
 
 
 async def test_no_reply_is_lost(mesh: FaultyMesh) -> None:
