@@ -36,15 +36,17 @@ def read_audio(path: Path, sample_rate_hz: int, *, maximum_seconds: float = MAXI
             raise InputError(f"{path}: the file is empty")
         with path.open("rb") as source:
             check_complete(path, source)
-            return decode(path, source, sample_rate_hz, maximum_seconds)
+        return decode(path, sample_rate_hz, maximum_seconds)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def decode(path: Path, source: BinaryIO, sample_rate_hz: int, maximum_seconds: float) -> Samples:
-    """The samples of an open file."""
+def decode(path: Path, sample_rate_hz: int, maximum_seconds: float) -> Samples:
+    """The samples of a complete file."""
     try:
-        with soundfile.SoundFile(source) as sound:
+        # By name, so that the library itself seeks: led before the file's beginning, Python would print a trace.
+        # From the root on, for it takes "-" for the standard input.
+        with soundfile.SoundFile(path.absolute()) as sound:
             rate, channels, frame_count = sound.samplerate, sound.channels, sound.frames
             if rate not in RATES_HZ:
                 raise InputError(f"{path}: {rate} Hz is no sound; expected {RATES_HZ[0]} to {RATES_HZ[-1]} Hz")
@@ -57,7 +59,8 @@ def decode(path: Path, source: BinaryIO, sample_rate_hz: int, maximum_seconds: f
                 block = sound.read(BLOCK_SAMPLES // channels, dtype="float32", always_2d=True)
                 if not len(block):
                     raise InputError(f"{path}: the file is cut short: {read_count} of {frame_count} samples are there")
-                blocks.append(block.mean(axis=1, dtype=np.float32))
+                with np.errstate(all="ignore"):
+                    blocks.append(block.mean(axis=1, dtype=np.float32))
                 read_count += len(block)
     except soundfile.LibsndfileError as error:
         cause = error.error_string.removeprefix("Error : ").rstrip(".")
@@ -67,9 +70,11 @@ def decode(path: Path, source: BinaryIO, sample_rate_hz: int, maximum_seconds: f
     if not read_count:
         raise InputError(f"{path}: there is no sound in the file")
     samples = np.concatenate(blocks)
+    if rate != sample_rate_hz:
+        samples = soxr.resample(samples, rate, sample_rate_hz)
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: the samples are not numbers (NaN or infinity)")
-    return samples if rate == sample_rate_hz else soxr.resample(samples, rate, sample_rate_hz)
+    return samples
 
 
 def check_complete(path: Path, source: BinaryIO) -> None:
@@ -82,7 +87,6 @@ def check_complete(path: Path, source: BinaryIO) -> None:
             raise InputError(f"{path}: the file is cut short: {missing} bytes of sound are missing")
     elif head == b"OggS" and not has_last_ogg_page(source, size):
         raise InputError(f"{path}: the file is cut short: its last page is missing")
-    source.seek(0)
 
 
 def missing_wav_bytes(source: BinaryIO, size: int) -> int:

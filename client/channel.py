@@ -20,6 +20,9 @@ def open_channel(address: str, access: Access = Access()) -> grpc.aio.Channel:  
         ("grpc.max_send_message_length", MAXIMUM_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 20_000),  # or a session would wait for ever for a machine that has gone
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),  # a session that is to go on waits for it
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
     if is_loopback(address):  # a proxy of the environment cannot reach this machine's own services
         options.append(("grpc.enable_http_proxy", 0))

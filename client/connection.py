@@ -23,9 +23,10 @@ CALL_SECONDS = 60
 Answer = TypeVar("Answer")
 
 
-def connect(address: str = DEFAULT_ADDRESS, access: Access | None = None) -> "Mesh":
+def connect(address: str | Sequence[str] = DEFAULT_ADDRESS, access: Access | None = None) -> "Mesh":
     """The mesh whose orchestrator listens at "host:port"; the connection is made on `async with`.
 
+    Of several addresses the first that answers is used for a session, and the others when its connection is lost.
     `access` is for a mesh that asks for TLS or an API key. Its files are read on `async with`.
     """
     return Mesh(address, access)
@@ -34,20 +35,22 @@ def connect(address: str = DEFAULT_ADDRESS, access: Access | None = None) -> "Me
 class Mesh:
     """A connection to a mesh; enter it with `async with`. Its calls raise MeshError."""
 
-    def __init__(self, address: str, access: Access | None = None) -> None:
-        self.address = address
+    def __init__(self, address: str | Sequence[str], access: Access | None = None) -> None:
+        self.addresses = (address,) if isinstance(address, str) else tuple(address)
+        self.address = self.addresses[0]
         self._access = access or Access()
-        self._channel: grpc.aio.Channel | None = None
+        self._channels: list[grpc.aio.Channel] = []
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self.address, self._access)
+        self._channels = [open_channel(address, self._access) for address in self.addresses]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._open_channel().close()
-        self._channel = None
+        for channel in self._channels:
+            await channel.close()
+        self._channels = []
 
     async def is_ready(self) -> bool:
         """Whether the mesh takes sessions; MeshError when nothing answers at the address."""
@@ -90,6 +93,7 @@ class Mesh:
         output_format: SoundFormat = SessionSettings.output_format,
         turn_detection: ServerVad | None = None,
         ahead_seconds: float | None = None,
+        resume_seconds: float = SessionSettings.resume_seconds,
     ) -> Session:
         """A new session, to be entered with `async with`; SessionSettings says what the arguments mean."""
         return self.open_session(
@@ -106,12 +110,15 @@ class Mesh:
                 output_format=output_format,
                 turn_detection=turn_detection,
                 ahead_seconds=ahead_seconds,
+                resume_seconds=resume_seconds,
             )
         )
 
     def open_session(self, settings: SessionSettings) -> Session:
         """As `session`, from settings that are kept."""
-        return Session(self._stub(), self.address, settings)
+        self._open_channel()
+        stubs = [orchestrator_pb2_grpc.OrchestratorServiceStub(channel) for channel in self._channels]
+        return Session(stubs[0], self.address, settings, others=tuple(zip(stubs, self.addresses, strict=True))[1:])
 
     async def _answer(self, call: Awaitable[Answer]) -> Answer:
         try:
@@ -123,6 +130,6 @@ class Mesh:
         return orchestrator_pb2_grpc.OrchestratorServiceStub(self._open_channel())
 
     def _open_channel(self) -> grpc.aio.Channel:
-        if self._channel is None:
+        if not self._channels:
             raise RuntimeError("not connected: use 'async with connect(address) as mesh'")
-        return self._channel
+        return self._channels[0]

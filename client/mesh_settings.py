@@ -149,6 +149,8 @@ class MeshSettings:
 
     def _orchestrator_flags(self, stage_addresses: Mapping[str, str]) -> list[str]:
         flags = [word for stage in STAGES for word in (f"--{stage}-address", stage_addresses[stage])]
+        if (count := self.replica_count("orchestrator")) > 1:
+            flags += ["--orchestrator-count", str(count)]
         if self.voices is not None:
             flags += ["--voices", str(self.voices)]
         if self.default_voice is not None:

@@ -1,9 +1,11 @@
 """One conversation with the mesh."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import grpc
 import numpy as np
@@ -13,9 +15,32 @@ from client.call_status import CallStatus
 from client.errors import MeshError, from_rpc_error
 from client.events import Event, ReplyEnded, read_event
 from client.session_settings import ReplySettings, SessionSettings
+from client.unkept import HEARD_SECONDS, Unkept
 
 CHUNK_SECONDS = 0.1
 """The most sound in one message: small enough to be heard early, large enough to be few."""
+
+
+FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 2.0
+"""Between two attempts to go on with a session; doubled each time."""
+
+RESUME_ANSWER_SECONDS = 10
+"""The longest that an attempt may take."""
+
+FRUITLESS_LIMIT = 5
+"""How often a session goes on in a new call without anything coming of it."""
+
+Stub: TypeAlias = orchestrator_pb2_grpc.OrchestratorServiceStub
+Failure: TypeAlias = grpc.aio.AioRpcError | asyncio.InvalidStateError
+
+
+@dataclass(frozen=True)
+class Line:
+    """A call of the session, and whom it goes to."""
+
+    call: "grpc.aio.StreamStreamCall[Any, Any]"
+    status: CallStatus
+    address: str
 
 
 class Session:
@@ -24,39 +49,49 @@ class Session:
     Enter it with `async with`. Leaving says that no turn follows, lets a reply that is still being given finish, and
     raises MeshError if the mesh ended the session otherwise; leaving by an exception cancels the call. Any task may
     send while another reads. Cancelling a task inside one of these methods (also by a timeout) ends the session.
+
+    A session whose connection is lost goes on by itself: in a new call, at the next of the mesh's addresses, without a
+    gap in its replies or a repeat. What the mesh has not got yet is sent again. MeshError is raised when that fails.
     """
 
     def __init__(
-        self, stub: orchestrator_pb2_grpc.OrchestratorServiceStub, address: str, settings: SessionSettings
+        self, stub: Stub, address: str, settings: SessionSettings, *, others: Sequence[tuple[Stub, str]] = ()
     ) -> None:
+        """`others` are further orchestrators of the mesh, with their addresses."""
         self.settings = settings
         self.id = ""
         self.samples_per_frame = 0
         self.sample_rate_hz = 0
-        self._stub = stub
-        self._address = address
-        self._call: grpc.aio.StreamStreamCall[Any, Any] | None = None
-        self._status: CallStatus | None = None
+        self._fronts = [(stub, address), *others]
+        self._front_index = 0
+        self._line: Line | None = None
         self._send_lock = asyncio.Lock()
-        self._audio_index = 0
+        self._resume_lock = asyncio.Lock()
+        hears = settings.turn_detection is not None
+        sound_format = settings.input_format
+        heard_bytes = HEARD_SECONDS * sound_format.sample_rate_hz * sound_format.encoding.sample_bytes
+        self._unkept = Unkept(settings.output_format.encoding.sample_bytes, heard_bytes if hears else None)
+        self._fruitless_count = 0
         self._is_ended = False
+        self._is_cancelled = False
 
     async def __aenter__(self) -> Self:
         """Opens the session: returns when the mesh has accepted it."""
         open_message = self.settings.open_message()
-        self._call = self._stub.Converse()
-        self._status = CallStatus(self._call)
-        try:
-            await self._send(orchestrator_pb2.ConverseRequest(open=open_message))
-            response = await self._receive()
-            if response is None or response.WhichOneof("payload") != "opened":
-                raise self._broken("did not open the session")
-        except BaseException:
-            await self._cancel()
-            raise
-        self.id = response.opened.session_id
-        self.samples_per_frame = response.opened.samples_per_frame
-        self.sample_rate_hz = response.opened.output_format.sample_rate_hz or self.settings.output_format.sample_rate_hz
+        for is_last in (*(False for _ in self._fronts[1:]), True):
+            line = self._new_line()
+            try:
+                opened = await self._open(line, open_message)
+                break
+            except MeshError as error:
+                if is_last or error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            self._front_index += 1
+        self._line = line
+        self._unkept.token = opened.resume_token if self.settings.resume_seconds > 0 else ""
+        self.id = opened.session_id
+        self.samples_per_frame = opened.samples_per_frame
+        self.sample_rate_hz = opened.output_format.sample_rate_hz or self.settings.output_format.sample_rate_hz
         return self
 
     async def __aexit__(
@@ -88,8 +123,7 @@ class Session:
         chunk_bytes = round(CHUNK_SECONDS * sound_format.sample_rate_hz) * encoding.sample_bytes
         async with self._send_lock:
             for start in range(0, len(data), chunk_bytes):
-                message = orchestrator_pb2.UserAudio(index=self._audio_index, data=data[start : start + chunk_bytes])
-                self._audio_index += 1
+                message = orchestrator_pb2.UserAudio(data=data[start : start + chunk_bytes])
                 await self._write(orchestrator_pb2.ConverseRequest(audio=message))
 
     async def send_text(self, text: str) -> None:
@@ -129,7 +163,6 @@ class Session:
             if not self._is_ended:
                 await self._write(orchestrator_pb2.ConverseRequest(end=orchestrator_pb2.ConverseEnd()))
                 self._is_ended = True
-                await self._open_call().done_writing()
 
     def reply(self) -> "Reply":
         """The events up to ReplyEnded of the next reply; of one that was read in part, those that remain."""
@@ -140,13 +173,13 @@ class Session:
         while (event := await self._next_event()) is not None:
             yield event
         if not self._is_ended:
-            raise self._broken("ended the session too early")
+            raise self._broken(self._open_line(), "ended the session too early")
 
     async def next_event(self) -> Event:
         """The next event of any kind; MeshError when the mesh ended the session."""
         event = await self._next_event()
         if event is None:
-            raise self._broken("ended the session too early")
+            raise self._broken(self._open_line(), "ended the session too early")
         return event
 
     async def _next_event(self) -> Event | None:
@@ -162,42 +195,134 @@ class Session:
 
     async def _write(self, request: orchestrator_pb2.ConverseRequest) -> None:
         """As `_send`, by one who holds the lock."""
+        line = self._open_line()
+        self._unkept.send(request)
         try:
-            await self._open_call().write(request)
+            await _put(line, request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:  # the latter: the call has ended before
-            raise self._ended(error) from None
+            await self._go_on(line, error)  # and with it this message
 
     async def _receive(self) -> orchestrator_pb2.ConverseResponse | None:
         """The next server message; None after the last one of a call that ended well."""
-        try:
-            response = await self._open_call().read()
-        except grpc.aio.AioRpcError as error:
-            raise self._ended(error) from None
-        return response if isinstance(response, orchestrator_pb2.ConverseResponse) else None  # else: EOF
+        while True:
+            line = self._open_line()
+            try:
+                response = await line.call.read()
+            except grpc.aio.AioRpcError as error:
+                await self._go_on(line, error)
+                continue
+            if not isinstance(response, orchestrator_pb2.ConverseResponse):  # EOF
+                return None
+            self._fruitless_count = 0
+            if self._unkept.receive(response):
+                return response
 
-    def _ended(self, error: grpc.aio.AioRpcError | asyncio.InvalidStateError) -> MeshError:
-        status = self._status.peers_error if self._status else None
+    async def _go_on(self, line: Line, error: Failure) -> None:
+        """Goes on with the session in another call, unless that has been done; MeshError when it cannot be."""
+        lost = self._ended(line, error)
+        async with self._resume_lock:
+            if self._line is not line:
+                return
+            if not self._may_go_on(lost):
+                raise lost from None
+            self._fruitless_count += 1
+            loop = asyncio.get_running_loop()
+            deadline, wait_seconds = loop.time() + self.settings.resume_seconds, FIRST_RETRY_SECONDS
+            while True:
+                self._front_index += 1
+                try:
+                    self._line = await self._resumed()
+                    if self._is_cancelled:
+                        await _hang_up(self._line)
+                    return
+                except MeshError as refusal:
+                    wait_seconds = max(wait_seconds, refusal.retry_seconds or 0.0)
+                    if not _may_try_again(refusal) or loop.time() + wait_seconds > deadline:
+                        raise lost from refusal
+                await asyncio.sleep(wait_seconds)
+                wait_seconds = min(2 * wait_seconds, MOST_RETRY_SECONDS)
+
+    def _may_go_on(self, lost: MeshError) -> bool:
+        is_able = bool(self._unkept.token) and not self._is_cancelled and self._fruitless_count < FRUITLESS_LIMIT
+        return is_able and lost.code is not grpc.StatusCode.RESOURCE_EXHAUSTED and _may_try_again(lost)
+
+    async def _resumed(self) -> Line:
+        line = self._new_line()
+        opened = await self._open(line, self._unkept.open_message())
+        try:
+            for request in self._unkept.resend(opened):
+                await _put(line, request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise self._ended(line, error) from None
+        except BaseException:
+            await _hang_up(line)
+            raise
+        return line
+
+    def _new_line(self) -> Line:
+        stub, address = self._fronts[self._front_index % len(self._fronts)]
+        call = stub.Converse(metadata=(("x-session-id", self.id),) if self.id else None)
+        return Line(call, CallStatus(call), address)
+
+    async def _open(self, line: Line, message: orchestrator_pb2.ConverseOpen) -> orchestrator_pb2.ConverseOpened:
+        try:
+            async with asyncio.timeout(RESUME_ANSWER_SECONDS if message.HasField("resume") else None):
+                await line.call.write(orchestrator_pb2.ConverseRequest(open=message))
+                response = await line.call.read()
+            if not isinstance(response, orchestrator_pb2.ConverseResponse) or not response.HasField("opened"):
+                raise self._broken(line, "did not open the session")
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise self._ended(line, error) from None
+        except TimeoutError:
+            await _hang_up(line)
+            message_text = f"the mesh at {line.address} did not answer within {RESUME_ANSWER_SECONDS} s"
+            raise MeshError(grpc.StatusCode.UNAVAILABLE, "UNREACHABLE", message_text) from None
+        except BaseException:
+            await _hang_up(line)
+            raise
+        return response.opened
+
+    def _ended(self, line: Line, error: Failure) -> MeshError:
+        status = line.status.peers_error
         if status is None and isinstance(error, grpc.aio.AioRpcError):
             status = error
         return (
-            from_rpc_error(status, self._address, was_open=bool(self.id))
+            from_rpc_error(status, line.address, was_open=bool(self.id))
             if status
-            else self._broken("ended the session too early")
+            else self._broken(line, "ended the session too early")
         )
 
-    def _broken(self, what: str) -> MeshError:
-        return MeshError(grpc.StatusCode.INTERNAL, "PROTOCOL", f"the mesh at {self._address} {what}")
+    def _broken(self, line: Line, what: str) -> MeshError:
+        return MeshError(grpc.StatusCode.INTERNAL, "PROTOCOL", f"the mesh at {line.address} {what}")
 
-    def _open_call(self) -> "grpc.aio.StreamStreamCall[Any, Any]":
-        if self._call is None:
+    def _open_line(self) -> Line:
+        if self._line is None:
             raise RuntimeError("the session is not open: use 'async with mesh.session() as session'")
-        return self._call
+        return self._line
 
     async def _cancel(self) -> None:
         """Cancels the call and waits until nothing of it is left."""
-        call = self._open_call()
-        call.cancel()
-        await call.code()
+        self._is_cancelled = True
+        await _hang_up(self._open_line())
+
+
+async def _put(line: Line, request: orchestrator_pb2.ConverseRequest) -> None:
+    await line.call.write(request)
+    if request.HasField("end"):
+        await line.call.done_writing()
+
+
+async def _hang_up(line: Line) -> None:
+    line.call.cancel()
+    with suppress(asyncio.CancelledError):
+        await line.call.code()
+
+
+def _may_try_again(error: MeshError) -> bool:
+    """Whether the call was lost, or refused for the moment, rather than answered."""
+    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return error.retry_seconds is not None
+    return error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and error.reason != "UNTRUSTED"
 
 
 class Reply:

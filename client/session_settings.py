@@ -90,7 +90,8 @@ class SessionSettings(ReplySettings):
 
     `history` holds earlier user and assistant messages; `turn_detection` None leaves it to `end_turn` to say when a
     user turn is over; `ahead_seconds` 0.1 ..= 3600 is how far a reply may be sent ahead of a listener who plays it from
-    its first packet on, infinity for as fast as it is made.
+    its first packet on, infinity for as fast as it is made; `resume_seconds` is how long a session whose connection was
+    lost tries to go on before it raises MeshError, 0 for not at all.
     """
 
     history: Sequence[Message] = ()
@@ -98,6 +99,7 @@ class SessionSettings(ReplySettings):
     output_format: SoundFormat = SoundFormat(Encoding.S16, VOICE_RATE_HZ)
     turn_detection: ServerVad | None = None
     ahead_seconds: float | None = None
+    resume_seconds: float = 30.0
 
     def open_message(self) -> orchestrator_pb2.ConverseOpen:
         """The message that opens the session."""

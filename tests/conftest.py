@@ -308,7 +308,7 @@ async def serving(
     async with running(
         stage="stage",
         settings=settings,
-        add=service.add_to,
+        add=life.add_to,
         services=[service_name],
         prepare=life.prepare,
         close=life.close,

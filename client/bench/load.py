@@ -134,8 +134,9 @@ class LoadDriver:
                     case OpenLoop() as load:
                         for index, arrival in enumerate(load.arrivals):
                             caller, seed = Caller(self._line, index, self._started_at), self._first_seed + index
-                            turn = partial(caller.take_planned_turn, planned_at=self._started_at + arrival)
-                            tasks.create_task(self._note(caller, seed, turn))
+                            planned_at = self._started_at + arrival
+                            turn = partial(caller.take_planned_turn, planned_at=planned_at)
+                            tasks.create_task(self._note(caller, seed, turn, planned_at=planned_at))
             self._record.is_complete = True
         finally:
             self._record.wall_seconds = self._line.clock.now() - self._started_at
@@ -154,14 +155,28 @@ class LoadDriver:
             await self._note(caller, seed, caller.take_live_turn if load.is_live else caller.take_turn)
 
     async def _note(
-        self, caller: Caller, seed: int, take: Callable[[int], Awaitable[ReplyRecord]], *, is_warm_up: bool = False
+        self,
+        caller: Caller,
+        seed: int,
+        take: Callable[[int], Awaitable[ReplyRecord]],
+        *,
+        planned_at: float | None = None,
+        is_warm_up: bool = False,
     ) -> None:
         """Keeps the reply, or what came instead."""
+        asked_at = self._line.clock.now() if planned_at is None else planned_at
         try:
             reply = await take(seed)
         except MeshError as error:
-            seconds = self._line.clock.now() - self._started_at
-            failure = Failure.of(error, caller_index=caller.index, seed=seed, seconds=seconds, is_warm_up=is_warm_up)
+            now = self._line.clock.now()
+            failure = Failure.of(
+                error,
+                caller_index=caller.index,
+                seed=seed,
+                seconds=now - self._started_at,
+                answer_seconds=now - asked_at,
+                is_warm_up=is_warm_up,
+            )
             self._record.failures.append(failure)
         else:
             (self._record.warm_ups if is_warm_up else self._record.replies).append(reply)

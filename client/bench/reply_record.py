@@ -79,11 +79,15 @@ class ReplyRecord:
 
 @dataclass(frozen=True)
 class Failure:
-    """A turn that got no whole reply; `seconds` is when, from the start of the load."""
+    """A turn that got no whole reply; `seconds` is when, from the start of the load.
+
+    `answer_seconds` is how long the mesh took to say so: from when its caller turned to it, or was planned to.
+    """
 
     caller_index: int
     seed: int
     seconds: float
+    answer_seconds: float
     code: str
     reason: str
     message: str
@@ -101,6 +105,16 @@ class Failure:
         return f"{name} (warm-up)" if self.is_warm_up else name
 
     @classmethod
-    def of(cls, error: MeshError, *, caller_index: int, seed: int, seconds: float, is_warm_up: bool) -> "Failure":
+    def of(
+        cls,
+        error: MeshError,
+        *,
+        caller_index: int,
+        seed: int,
+        seconds: float,
+        answer_seconds: float,
+        is_warm_up: bool,
+    ) -> "Failure":
         """What the mesh answered instead of a reply."""
-        return cls(caller_index, seed, seconds, error.code.name, error.reason, error.message, is_warm_up)
+        told = (error.code.name, error.reason, error.message)
+        return cls(caller_index, seed, seconds, answer_seconds, *told, is_warm_up)

@@ -44,7 +44,8 @@ class LoadSummary:
 
     `ttft` and `ttff` are the mesh's own, `ttfa` is the caller's. `continuity_50` and `continuity_100` (C50, C100) are
     the shares of the `continuity_count` replies of two packets or more whose under-run is at most 50 and 100 ms.
-    `seconds_per_frame` is wall time over all frames; `speed_up` is frames a second over those at one session.
+    `refusal` is how long callers who were refused waited to be told so. `seconds_per_frame` is wall time over all
+    frames; `speed_up` is frames a second over those at one session.
     """
 
     turn_count: int
@@ -54,6 +55,7 @@ class LoadSummary:
     short_text_count: int
     refusals: dict[str, int]
     errors: dict[str, int]
+    refusal: Spread | None
     ttft: Spread | None
     ttff: Spread | None
     ttfa: Spread | None
@@ -144,6 +146,7 @@ def summarize(record: LoadRecord, shape: ReplyShape) -> LoadSummary:
         ),
         refusals=dict(Counter(failure.kind for failure in record.failures if failure.is_refusal)),
         errors=dict(Counter(failure.kind for failure in record.failures if not failure.is_refusal)),
+        refusal=spread(failure.answer_seconds for failure in record.failures if failure.is_refusal),
         ttft=spread(reply.timings.first_step_seconds for reply in heard),
         ttff=spread(reply.timings.first_step_seconds + reply.timings.first_frame_seconds for reply in heard),
         ttfa=spread(reply.first_audio_seconds for reply in heard),

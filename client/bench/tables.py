@@ -192,15 +192,16 @@ def steadiness_table(rows: Sequence[Row]) -> ReportTable:
 def open_loop_table(rows: Sequence[Row]) -> ReportTable:
     """What became of turns that arrived whether there was room or not."""
     return ReportTable(
-        "Open loop",
+        "Open loop, times in ms",
         [
             "load",
             "turns",
             "answered",
             "refused",
+            "refused\nin p95",
             "failed",
             "most replies\nat once",
-            *(f"driver late\n{rank}, ms" for rank in ("p50", "p95", "max")),
+            *(f"driver\nlate {rank}" for rank in ("p50", "p95", "max")),
         ],
         [
             [
@@ -208,13 +209,15 @@ def open_loop_table(rows: Sequence[Row]) -> ReportTable:
                 str(summary.turn_count),
                 str(summary.reply_count),
                 str(sum(summary.refusals.values())),
+                p95(summary.refusal),
                 str(sum(summary.errors.values())),
                 str(summary.most_replies_at_once),
                 *(p50(summary.lateness), p95(summary.lateness), maximum(summary.lateness)),
             ]
             for record, summary in rows
         ],
-        "Poisson arrivals with a fixed seed. Latency counts from the planned arrival, the driver's lateness included.",
+        "Poisson arrivals with a fixed seed. Latency counts from the planned arrival, the driver's lateness included, "
+        "as does the time in which refused callers were told so.",
     )
 
 

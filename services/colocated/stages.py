@@ -60,7 +60,7 @@ class ColocatedStage(Generic[Settings, Engine]):
         return running(
             stage=self.name,
             settings=settings,
-            add=service.add_to,
+            add=life.add_to,
             services=[self.service_name],
             prepare=partial(load_in_turn, life.prepare),
             close=life.close,

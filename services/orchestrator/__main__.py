@@ -6,6 +6,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from services.orchestrator.journal import JournalError
 from services.orchestrator.service import SCOPES, SERVICE, OrchestratorService
 from services.orchestrator.settings import OrchestratorSettings
 from services.runtime.api_keys import ApiKeys, admit_anybody
@@ -23,9 +24,11 @@ async def run(settings: OrchestratorSettings) -> None:
     try:
         keys = None if settings.api_keys is None else ApiKeys(settings.api_keys, SCOPES)
         service = OrchestratorService(settings, registry)
-    except FileUnusable as refusal:
+    except (FileUnusable, JournalError) as refusal:
         log.error("failed", reason=str(refusal))
         raise SystemExit(1) from refusal
+    if settings.journal is None:
+        log.info("sessions are kept in memory: they outlive their connection, but not this process")
     if keys is None:
         log.warning("open to everybody: no file of API keys was given")
     else:

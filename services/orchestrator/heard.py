@@ -5,16 +5,31 @@ from dataclasses import dataclass
 from services.orchestrator.clock import Clock
 
 
+@dataclass(frozen=True)
+class Had:
+    """What a client has of a reply from a call that it lost: messages of text, frames of sound, samples of it."""
+
+    is_started: bool = False
+    text_count: int = 0
+    frame_count: int = 0
+    sample_count: int = 0
+
+
+NOTHING = Had()
+
+
 class Playback:
     """A player that begins at a reply's first packet and pauses only when it has nothing to play.
 
-    Counts are samples of the output format. What the client says that it has played counts for more than this.
+    Counts are samples of the output format. What the client says that it has played counts for more than this. Of a
+    reply that is made again it has played what the client had of it before.
     """
 
-    def __init__(self, clock: Clock, sample_rate_hz: int) -> None:
+    def __init__(self, clock: Clock, sample_rate_hz: int, *, had_sample_count: int = 0) -> None:
         self.sent_sample_count = 0
         self._clock = clock
         self._rate_hz = sample_rate_hz
+        self._had_sample_count = had_sample_count
         self._plays_until = 0.0
         self._stopped_at: int | None = None
         self._reported: int | None = None
@@ -25,6 +40,11 @@ class Playback:
         if self._stopped_at is not None:
             return 0.0
         return max(0.0, self._plays_until - self._clock.now())
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether what the client had of the reply is not made again yet."""
+        return self.sent_sample_count < self._had_sample_count
 
     @property
     def played_seconds(self) -> float:
@@ -39,8 +59,10 @@ class Playback:
 
     def send(self, sample_count: int) -> None:
         """So much more was sent to the player."""
+        before = max(self.sent_sample_count, self._had_sample_count)
         self.sent_sample_count += sample_count
-        self._plays_until = max(self._plays_until, self._clock.now()) + sample_count / self._rate_hz
+        new_sample_count = max(0, self.sent_sample_count - before)
+        self._plays_until = max(self._plays_until, self._clock.now()) + new_sample_count / self._rate_hz
 
     def take_back(self, sample_count: int) -> None:
         """So much of what was sent last is not sent after all."""

@@ -72,6 +72,30 @@ class History:
             self._exchanges[-1].messages.append(message)
             self._exchanges[-1].measure()
         self._system: types_pb2.Message | None = None
+        self.forgotten_count = 0
+        """Exchanges that are forgotten, of all that there ever were."""
+
+    @property
+    def density(self) -> float:
+        """Positions that a byte of text takes."""
+        return self._density
+
+    @property
+    def exchange_count(self) -> int:
+        """Exchanges that are remembered."""
+        return len(self._exchanges)
+
+    @property
+    def reply_text(self) -> str:
+        """What is remembered of the last reply."""
+        messages = self._exchanges[-1].messages if self._exchanges else []
+        return "".join(p.text for it in messages if it.role == types_pb2.ROLE_ASSISTANT for p in it.parts)
+
+    def recall(self, forgotten_count: int, density: float) -> None:
+        """Takes up a memory of which so many exchanges are forgotten."""
+        self._density = density
+        while self._exchanges and self.forgotten_count < forgotten_count:
+            self._forget_oldest()
 
     def messages(self, instructions: str) -> tuple[types_pb2.Message, ...]:
         """What the reasoner is to be told, instructions as the system message; the same objects while they stay."""
@@ -134,7 +158,7 @@ class History:
         if not self._exchanges or not exceeds(1):
             return False
         while self._exchanges and exceeds(0.5):
-            del self._exchanges[0]
+            self._forget_oldest()
         return True
 
     def longest_clip_seconds(self, context_length: int, instructions: str) -> float:
@@ -147,10 +171,14 @@ class History:
         if not self._exchanges:
             return False
         target = sum(exchange.extent.positions(self._density) for exchange in self._exchanges) / 2
-        del self._exchanges[0]
+        self._forget_oldest()
         while self._exchanges and sum(it.extent.positions(self._density) for it in self._exchanges) > target:
-            del self._exchanges[0]
+            self._forget_oldest()
         return True
+
+    def _forget_oldest(self) -> None:
+        del self._exchanges[0]
+        self.forgotten_count += 1
 
     def _extent(self, instructions: str, said: Extent) -> Extent:
         return sum((exchange.extent for exchange in self._exchanges), self._system_extent(instructions) + said)

@@ -9,6 +9,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.runtime.errors import (
+    Aborted,
     Cancelled,
     DeadlineExceeded,
     InvalidArgument,
@@ -33,6 +34,15 @@ STAGES: tuple[Stage, ...] = ("reasoner", "speech", "codec")
 RecoveryOutcome = Literal["recovered", "gave_up"]
 RECOVERY_OUTCOMES: tuple[RecoveryOutcome, ...] = ("recovered", "gave_up")
 RECOVERY_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+# Why a session is refused at once.
+Refusal = Literal["SESSIONS_IN_USE", "NO_CAPACITY"]
+REFUSALS: tuple[Refusal, ...] = ("SESSIONS_IN_USE", "NO_CAPACITY")
+
+# What comes of a call that is to go on with a session.
+Resumption = Literal["resumed", "refused"]
+RESUMPTIONS: tuple[Resumption, ...] = ("resumed", "refused")
+JOURNAL_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 # `abandoned`: the session ended under the reply. `late`: a stage took longer than its deadline.
 ReplyReason = Literal["stop", "length", "cancelled", "abandoned", "invalid", "unavailable", "late", "failed"]
@@ -115,15 +125,60 @@ class OrchestratorMetrics:
             "Times that the oldest exchanges of a conversation were forgotten.",
             registry=registry,
         )
+        self._resumes = Counter(
+            "chroma_orchestrator_resumes_total",
+            "Calls that were to go on with a session whose call was lost, by what came of it.",
+            labelnames=["outcome"],
+            registry=registry,
+        )
+        for resumption in RESUMPTIONS:
+            self._resumes.labels(resumption)
+        self.journal_write = Histogram(
+            "chroma_orchestrator_journal_write_seconds",
+            "Time that a write to the journal of sessions took, in seconds.",
+            buckets=JOURNAL_BUCKETS,
+            registry=registry,
+        )
+        self.journal_failures = Counter(
+            "chroma_orchestrator_journal_failures_total",
+            "Writes that the journal of sessions did not take.",
+            registry=registry,
+        )
         self._sessions_in_use = Gauge("chroma_orchestrator_sessions_in_use", "Open sessions.", registry=registry)
         sessions = Gauge("chroma_orchestrator_sessions", "Most sessions at a time.", registry=registry)
         sessions.set(session_limit)
+        self._capacity = Gauge(
+            "chroma_orchestrator_capacity_sessions",
+            "Sessions that a stage's replicas can carry together, for all orchestrators.",
+            labelnames=["stage"],
+            registry=registry,
+        )
+        self._sessions_refused = Counter(
+            "chroma_orchestrator_sessions_refused_total",
+            "Sessions that were not admitted, by why.",
+            labelnames=["reason"],
+            registry=registry,
+        )
+        for refusal in REFUSALS:
+            self._sessions_refused.labels(refusal)
 
     @contextmanager
     def count_session(self) -> Iterator[None]:
         """Counts one session as open within the block."""
         with self._sessions_in_use.track_inprogress():
             yield
+
+    def count_refusal(self, reason: Refusal) -> None:
+        """Counts a session that was not admitted."""
+        self._sessions_refused.labels(reason).inc()
+
+    def tell_capacity(self, stage: Stage, session_count: int) -> None:
+        """A stage's replicas can carry so many sessions."""
+        self._capacity.labels(stage).set(session_count)
+
+    def count_resume(self, outcome: Resumption) -> None:
+        """Counts a call that was to go on with a session."""
+        self._resumes.labels(outcome).inc()
 
     def count_stop(self, cause: StopCause) -> None:
         """Counts a reply that was stopped."""
@@ -157,7 +212,7 @@ class OrchestratorMetrics:
 def reason_of(failure: BaseException) -> ReplyReason:
     """The label of what a reply failed with."""
     match most_telling(failure):
-        case Cancelled():
+        case Cancelled() | Aborted():
             return "abandoned"
         case InvalidArgument():
             return "invalid"

@@ -19,6 +19,8 @@ from services.runtime.audio import check_duration, check_format, decode_pcm
 from services.runtime.errors import InvalidArgument
 
 DEFAULT_MAX_FRAME_COUNT = 1000
+# As long as the longest turn: a call to a stage, which begins with the turn, lasts both by default.
+MAXIMUM_REPLY_SECONDS = 300.0
 MAXIMUM_TEMPERATURE = 2.0
 
 # Both say what a reply is given with, in fields of the same names.
@@ -66,9 +68,17 @@ async def session_setup(
 
 async def reply_changes(fields: ReplyFields, *, field: str, facts: CodecFacts, voices: Voices) -> ReplyChanges:
     """What a client asks a reply to be given with; raises InvalidArgument, and NotFound for an unknown voice."""
-    for name in ("max_frame_count", "max_step_count"):
-        if fields.HasField(name) and getattr(fields, name) < 1:
-            raise InvalidArgument(f"{name} must be 1 or more, got 0", reason="OUT_OF_RANGE", field=f"{field}.{name}")
+    frame_limit = round(MAXIMUM_REPLY_SECONDS * facts.sample_rate_hz / facts.samples_per_frame)
+    if fields.HasField("max_frame_count") and not 1 <= fields.max_frame_count <= frame_limit:
+        raise InvalidArgument(
+            f"max_frame_count must be 1 to {frame_limit}, got {fields.max_frame_count}",
+            reason="OUT_OF_RANGE",
+            field=f"{field}.max_frame_count",
+        )
+    if fields.HasField("max_step_count") and fields.max_step_count < 1:
+        raise InvalidArgument(
+            "max_step_count must be 1 or more, got 0", reason="OUT_OF_RANGE", field=f"{field}.max_step_count"
+        )
     _check_sampling(fields.sampling, facts, f"{field}.sampling")
     return ReplyChanges(
         voice_prompt=await _voice_prompt(fields, voices, field),

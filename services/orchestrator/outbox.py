@@ -69,9 +69,9 @@ class Outbox:
         stopped = orchestrator_pb2.SpeechStopped(turn_index=turn_index, audio_sample=audio_sample)
         self._keep(orchestrator_pb2.ConverseResponse(speech_stopped=stopped))
 
-    async def reply_started(self, turn_index: int) -> None:
-        """A reply begins."""
-        started = orchestrator_pb2.ReplyStarted(turn_index=turn_index)
+    async def reply_started(self, turn_index: int, kept_message_count: int = 0) -> None:
+        """A reply begins; so many of the client's messages need not be sent again."""
+        started = orchestrator_pb2.ReplyStarted(turn_index=turn_index, kept_message_count=kept_message_count)
         await self._append(orchestrator_pb2.ConverseResponse(reply_started=started))
 
     async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
@@ -98,17 +98,8 @@ class Outbox:
         self._taken.set()
         return dropped
 
-    async def reply_ended(self, ending: ReplyEnding) -> None:
+    async def reply_ended(self, ended: orchestrator_pb2.ReplyEnded) -> None:
         """The reply is complete."""
-        ended = orchestrator_pb2.ReplyEnded(
-            turn_index=ending.turn_index,
-            reason=ending.reason,
-            text=ending.text,
-            frame_count=ending.frame_count,
-            step_count=ending.step_count,
-            timings=orchestrator_pb2.ReplyTimings(**asdict(ending.timings)),
-            failure=_failure(ending.failure) if ending.failure is not None else None,
-        )
         await self._append(orchestrator_pb2.ConverseResponse(reply_ended=ended))
 
     async def _append(self, message: orchestrator_pb2.ConverseResponse) -> None:
@@ -120,6 +111,19 @@ class Outbox:
     def _keep(self, message: orchestrator_pb2.ConverseResponse) -> None:
         self._waiting.append(message)
         self._put.set()
+
+
+def ended_message(ending: ReplyEnding) -> orchestrator_pb2.ReplyEnded:
+    """The ending as the client is told."""
+    return orchestrator_pb2.ReplyEnded(
+        turn_index=ending.turn_index,
+        reason=ending.reason,
+        text=ending.text,
+        frame_count=ending.frame_count,
+        step_count=ending.step_count,
+        timings=orchestrator_pb2.ReplyTimings(**asdict(ending.timings)),
+        failure=_failure(ending.failure) if ending.failure is not None else None,
+    )
 
 
 def _failure(error: MeshError) -> orchestrator_pb2.ReplyFailure:

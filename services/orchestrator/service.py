@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict
 from types import MappingProxyType
 
@@ -12,18 +12,21 @@ import structlog
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from services.orchestrator.capacity import Capacity
 from services.orchestrator.clock import Clock, SystemClock
 from services.orchestrator.idle_limit import IdleLimit
-from services.orchestrator.metrics import OrchestratorMetrics
+from services.orchestrator.journal import new_journal
+from services.orchestrator.metrics import OrchestratorMetrics, Refusal
 from services.orchestrator.opening import session_setup, voice_example
 from services.orchestrator.outbox import Outbox, Responses
-from services.orchestrator.quotas import Accounts, HeardAccount, opening_seconds, sound_seconds
+from services.orchestrator.quotas import SESSION_RETRY_SECONDS, Accounts, HeardAccount, opening_seconds, sound_seconds
+from services.orchestrator.running_sessions import RunningSessions
 from services.orchestrator.session import Session
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.stages import Stages
 from services.orchestrator.voices import Voice, Voices
 from services.runtime.api_keys import Scope, current_caller
-from services.runtime.errors import Unavailable
+from services.runtime.errors import ResourceExhausted
 from services.runtime.interceptors import current_ids, with_ids
 from services.runtime.stream import RequestStream
 
@@ -47,6 +50,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._clock = clock or SystemClock()
         self._metrics = OrchestratorMetrics(registry, session_limit=settings.session_limit)
         self._session_count = 0
+        self._carried_count = 0
         self._stages = Stages(
             reasoner_address=settings.reasoner_address,
             speech_address=settings.speech_address,
@@ -54,6 +58,15 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             reply_deadline_seconds=settings.reply_deadline_seconds,
             tls=settings.stages_tls,
         )
+        self.capacity = Capacity(
+            self._stages, share_count=settings.orchestrator_count, on_slots=self._metrics.tell_capacity
+        )
+        self._watching: asyncio.Task[None] | None = None
+        self._journal = new_journal(
+            settings.journal, seconds=settings.journal_seconds, limit_bytes=settings.journal_limit_bytes
+        )
+        self._journalling = AsyncExitStack()
+        self._running = RunningSessions(self._journal, self._metrics, seconds=settings.journal_seconds)
         self._accounts = Accounts(self._clock, default_session_limit=settings.key_session_limit)
         self._voices = Voices(
             self._stages,
@@ -67,15 +80,23 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(self, server)
 
     async def prepare(self) -> None:
-        """Waits for the stages, asks the codec for its facts and encodes the default voice."""
+        """Waits for the stages, learns what they can carry and the codec's facts, and encodes the default voice."""
+        await self._journalling.enter_async_context(self._journal.running())
         default = await self._voices.example(field="default_voice")
         await self._stages.until_serving(self._settings.start_deadline_seconds)
         await self._stages.learn(default.audio.format)
         await self._voices.prompt(default, field="default_voice")
+        await self.capacity.learn()
+        self._watching = asyncio.create_task(self.capacity.watch())
 
     async def close(self) -> None:
-        """Closes the channels to the stages."""
+        """Closes the channels to the stages, and the journal."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
         await self._stages.close()
+        await self._journalling.aclose()
 
     async def Converse(
         self, request_iterator: AsyncIterator[orchestrator_pb2.ConverseRequest], context: Responses
@@ -86,13 +107,19 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         account = self._accounts.of(current_caller())
         with with_ids(session_id=session_id), account.session(), self._admitted():
             await context.send_initial_metadata((("x-session-id", session_id),))
-            async with idle_limit.watch():
+            async with AsyncExitStack() as stack, idle_limit.watch():
                 requests = RequestStream(request_iterator)
                 opening = await requests.open()
+                stack.enter_context(self._carried(opening))
                 with idle_limit.busy():
-                    setup = await session_setup(
-                        opening, settings=self._settings, facts=self._stages.codec_facts, voices=self._voices
-                    )
+                    if opening.HasField("resume"):
+                        running = await stack.enter_async_context(self._running.resume(opening))
+                    else:
+                        setup = await session_setup(
+                            opening, settings=self._settings, facts=self._stages.codec_facts, voices=self._voices
+                        )
+                        running = await stack.enter_async_context(self._running.begin(setup, session_id))
+                setup = running.setup
                 account.use(opening_seconds(opening))
                 outbox = Outbox(context, on_sound=lambda size: account.use(sound_seconds(setup.output_format, size)))
                 heard = HeardAccount(account, setup.input_format)
@@ -105,6 +132,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     metrics=self._metrics,
                     idle_limit=idle_limit,
                     clock=self._clock,
+                    record=running.record,
+                    journal=running.journal,
+                    kept=running.kept,
                 )
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(outbox.run())
@@ -114,11 +144,16 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                             input_format=setup.input_format,
                             output_format=setup.output_format,
                             samples_per_frame=session.form.samples_per_frame,
+                            resume_token=running.token,
+                            resume_seconds=self._settings.journal_seconds,
+                            kept_message_count=running.record.message_count,
                         )
                     )
-                    listening = tasks.create_task(_listen(requests, session, heard))
+                    beside = (running.watch(), running.journal.run(), _listen(requests, session, heard))
+                    going = [tasks.create_task(work) for work in beside]
                     await session.answer()
-                    listening.cancel()
+                    for task in going:
+                        task.cancel()
                     outbox.end()
                 heard.refuse()
 
@@ -155,17 +190,34 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
+        """Counts a call for a session, which may not have said yet what it is to be."""
         if self._session_count >= self._settings.session_limit:
-            raise Unavailable(f"all {self._settings.session_limit} sessions are in use", reason="SESSIONS_IN_USE")
+            raise self._refused("SESSIONS_IN_USE", f"all {self._settings.session_limit} sessions are in use")
         self._session_count += 1
-        log = structlog.get_logger()
-        log.info("session opened")
         try:
             with self._metrics.count_session():
                 yield
         finally:
             self._session_count -= 1
+
+    @contextmanager
+    def _carried(self, opening: orchestrator_pb2.ConverseOpen) -> Iterator[None]:
+        """Counts a session among those that the stages carry; one that goes on was admitted before, and stays so."""
+        stage, most_count = self.capacity.narrowest()
+        if self._carried_count >= most_count and not opening.HasField("resume"):
+            raise self._refused("NO_CAPACITY", f"the {most_count} sessions that the {stage} stage carries are there")
+        self._carried_count += 1
+        log = structlog.get_logger()
+        log.info("session opened")
+        try:
+            yield
+        finally:
+            self._carried_count -= 1
             log.info("session ended")
+
+    def _refused(self, reason: Refusal, message: str) -> ResourceExhausted:
+        self._metrics.count_refusal(reason)
+        return ResourceExhausted(message, reason=reason, retry_seconds=SESSION_RETRY_SECONDS)
 
 
 async def _listen(
@@ -175,6 +227,7 @@ async def _listen(
         if not heard.take(kind, payload):
             session.end()
             return
+        session.count_message()
         match kind:
             case "audio":
                 await session.audio(payload.index, payload.data)

@@ -4,13 +4,15 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
-from chroma_mesh.orchestrator.v1 import orchestrator_pb2
+from chroma_mesh.orchestrator.v1 import journal_pb2, orchestrator_pb2
 from chroma_mesh.types.v1 import types_pb2
 
 from services.orchestrator.clock import Clock
-from services.orchestrator.heard import SpokenReply
+from services.orchestrator.heard import NOTHING, Had, SpokenReply
 from services.orchestrator.history import History
 from services.orchestrator.idle_limit import IdleLimit
 from services.orchestrator.listening import (
@@ -24,13 +26,25 @@ from services.orchestrator.listening import (
 )
 from services.orchestrator.metrics import OrchestratorMetrics, ReplyOutcome, ReplyReason, reason_of
 from services.orchestrator.opening import SessionSetup, reply_changes
-from services.orchestrator.outbox import Outbox
+from services.orchestrator.outbox import Outbox, ended_message
+from services.orchestrator.reply_listener import ReplyListener
 from services.orchestrator.reply_setup import ReplyChanges, ReplySetup
+from services.orchestrator.session_journal import (
+    SESSION,
+    KeptSession,
+    KeptTurn,
+    SessionJournal,
+    reply_field,
+    reply_setup,
+    setup_record,
+    turn_field,
+)
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.sound_formats import HEARD_RATE_HZ
 from services.orchestrator.stages import Stages
 from services.orchestrator.turn import (
     CANCELLED,
+    FAILED,
     FRAMES_PER_STEP,
     LENGTH,
     STOP,
@@ -40,7 +54,7 @@ from services.orchestrator.turn import (
     SpokenForm,
 )
 from services.orchestrator.turn_detection import ServerVadDetector
-from services.orchestrator.user_turn import MAXIMUM_SECONDS, UserTurn, relayed_format
+from services.orchestrator.user_turn import MAXIMUM_SECONDS, SAMPLE_BYTES, UserTurn, relayed_format
 from services.orchestrator.voices import Voices
 from services.runtime.errors import InvalidArgument, ResourceExhausted
 from services.runtime.interceptors import with_ids
@@ -49,6 +63,15 @@ from services.runtime.stream import IndexCheck
 REASON_LABELS: dict[types_pb2.FinishReason, ReplyReason] = {STOP: "stop", LENGTH: "length", CANCELLED: "cancelled"}
 # A packet is heard in pieces of this size, between which others have their turn: it may hold minutes of sound.
 PIECE_BYTES = 2 * HEARD_RATE_HZ * 2
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Where a turn ends: client messages, and samples of input, to there, and the session's settings then."""
+
+    message_count: int
+    input_sample_count: int
+    setup: ReplySetup
 
 
 class Session:
@@ -65,6 +88,10 @@ class Session:
     Bad input raises InvalidArgument; more waiting turns than allowed, ResourceExhausted. Where the mesh itself listens
     for turns neither may be the end: an empty turn is none, and without barge-in what is said while as many turns wait
     as may is not heard.
+
+    Before a reply begins to leave, the session is kept in the journal as it was when its turn ended; and again, with
+    what was heard, before the client is told that the reply has ended. A session that is taken up from there (`kept`)
+    gives the replies that the client does not have to their end, the same ones again.
     """
 
     def __init__(
@@ -78,7 +105,11 @@ class Session:
         metrics: OrchestratorMetrics,
         idle_limit: IdleLimit,
         clock: Clock,
+        record: journal_pb2.SessionRecord,
+        journal: SessionJournal,
+        kept: KeptSession | None = None,
     ) -> None:
+        """`record` is what is kept of the session so far."""
         self.form = SpokenForm.of(opening.output_format, stages.codec_facts)
         self._setup = opening.setup
         self._ahead_seconds = opening.ahead_seconds
@@ -109,11 +140,31 @@ class Session:
         self._is_hearing = False
         self._is_ended = False
         self._news = asyncio.Event()
+        self._record = record
+        self._journal = journal
+        self._input_sample_bytes = SAMPLE_BYTES.get(opening.input_format.encoding, 1)
+        self._message_count = record.message_count
+        self._input_origin = self._input_sample_count = record.input_sample_count
+        self._boundaries: dict[int, Boundary] = {}
+        # The reply whose record can still change.
+        self._last_record: journal_pb2.ReplyRecord | None = None
+        # The first turn that the journal has, and how many were forgotten when that reply began.
+        self._first_kept_turn = self._forgotten_turn_count = 0
+        self._opening_exchange_count = self._history.exchange_count
+        # Turns that are answered again, by index.
+        self._kept: dict[int, KeptTurn] = {}
+        if kept is not None:
+            self._take_up(kept)
+
+    def count_message(self) -> None:
+        """The client has sent a message: what it says comes next."""
+        self._message_count += 1
 
     async def audio(self, index: int, data: bytes) -> None:
         """The user says something."""
         self._audio_index.expect(index)
         self._idle_limit.touch()
+        self._input_sample_count += len(data) // self._input_sample_bytes
         for start in range(0, len(data), PIECE_BYTES):
             if start:
                 await asyncio.sleep(0)
@@ -176,7 +227,9 @@ class Session:
             while self._replies:
                 with with_ids(turn_index=self._replies[0].turn_index):
                     await self._give(self._replies[0])
-                self._changes.pop(self._replies.popleft().turn_index, None)
+                given = self._replies.popleft()
+                self._changes.pop(given.turn_index, None)
+                self._kept.pop(given.turn_index, None)
             if self._is_ended:
                 return
             self._news.clear()
@@ -202,6 +255,12 @@ class Session:
         return self._history.messages(self._replies[0].opening.setup.instructions)
 
     async def _give(self, reply: Reply) -> None:
+        kept = self._kept.get(reply.turn_index)
+        if kept is not None and (ended := _only_told(reply.turn_index, kept)) is not None:
+            self._history.add(reply.turn, "" if kept.reply is None else kept.reply.heard_text)
+            await reply.listener.reply_started(reply.turn_index)
+            await self._outbox.reply_ended(ended)
+            return
         with self._metrics.count_reply() as outcome:
             self._make_room()
             ending = await reply.run(self._opening_of(reply), self, answering=lambda: self._answering(outcome))
@@ -210,9 +269,78 @@ class Session:
             return
         with self._idle_limit.busy():
             self._last = reply.spoken
-            self._history.add(reply.turn, reply.spoken.heard().text)
+            # What was heard of a reply that is only made again is known.
+            heard_text = reply.spoken.heard().text
+            if kept is not None and kept.reply is not None and kept.reply.HasField("ended"):
+                heard_text = kept.reply.heard_text
+            self._history.add(reply.turn, heard_text)
             _log_ending(ending)
-            await self._outbox.reply_ended(ending)
+            ended = ended_message(ending)
+            await self._keep_ended(reply.turn_index, ended)
+            await self._outbox.reply_ended(ended)
+
+    def _take_up(self, kept: KeptSession) -> None:
+        first = kept.position.turn_index
+        for turn in kept.turns[:first]:
+            self._history.add(self._turn_of(turn), "" if turn.reply is None else turn.reply.heard_text)
+            self._last_record = turn.reply
+        for index, turn in enumerate(kept.turns[first:], first):
+            self._kept[index] = turn
+            self._replies.append(self._new_reply(index, self._turn_of(turn), kept.had if index == first else NOTHING))
+        self._turn_count = len(kept.turns)
+        began = kept.turns[first].reply if self._replies else None
+        self._recall(self._record.memory if began is None else began.memory)
+
+    def _turn_of(self, kept: KeptTurn) -> UserTurn:
+        parts = () if kept.said is None else kept.said.pieces
+        return UserTurn.restored(parts, self._relayed_format, self._clock)
+
+    def _recall(self, memory: journal_pb2.MemoryRecord) -> None:
+        self._history.recall(memory.forgotten_count, memory.density)
+
+    async def _keep_begun(self, turn_index: int) -> int:
+        """Sees that the turn outlives this call; returns how many messages the client need not send again."""
+        if turn_index in self._kept:
+            return self._journal.kept_message_count
+        reply, boundary = self._replies[0], self._boundaries.pop(turn_index)
+        assert reply.turn_index == turn_index, "replies are given in order"
+        memory = self._memory()
+        self._last_record = journal_pb2.ReplyRecord(setup=setup_record(reply.opening.setup), memory=memory)
+        self._record.turn_count = turn_index + 1
+        self._record.message_count = boundary.message_count
+        self._record.input_sample_count = boundary.input_sample_count
+        self._record.setup.CopyFrom(setup_record(boundary.setup))
+        self._record.memory.CopyFrom(memory)
+        said = journal_pb2.TurnRecord(pieces=reply.turn.parts())
+        # One turn later than it could be: until then the reply before this one may have to be made again.
+        forgotten = range(self._first_kept_turn, max(self._first_kept_turn, self._forgotten_turn_count))
+        self._first_kept_turn = forgotten.stop
+        self._forgotten_turn_count = memory.forgotten_count - self._opening_exchange_count
+        await self._journal.save(
+            {
+                turn_field(turn_index): said.SerializeToString(),
+                reply_field(turn_index): self._last_record.SerializeToString(),
+                SESSION: self._record.SerializeToString(),
+            },
+            dropped=[field(index) for index in forgotten for field in (turn_field, reply_field)],
+            message_count=boundary.message_count,
+        )
+        return self._journal.kept_message_count
+
+    async def _keep_ended(self, turn_index: int, ended: orchestrator_pb2.ReplyEnded) -> None:
+        if (kept := self._kept.get(turn_index)) is not None and kept.reply is not None:
+            self._last_record = kept.reply
+            if kept.reply.HasField("ended"):
+                return
+        assert self._last_record is not None
+        self._last_record.ended.CopyFrom(ended)
+        self._last_record.heard_text = self._history.reply_text
+        self._record.memory.CopyFrom(self._memory())
+        changed = {reply_field(turn_index): self._last_record, SESSION: self._record}
+        await self._journal.save({name: record.SerializeToString() for name, record in changed.items()})
+
+    def _memory(self) -> journal_pb2.MemoryRecord:
+        return journal_pb2.MemoryRecord(forgotten_count=self._history.forgotten_count, density=self._history.density)
 
     @contextmanager
     def _answering(self, outcome: ReplyOutcome) -> Iterator[None]:
@@ -243,7 +371,7 @@ class Session:
                 case TurnEnded():
                     if self._is_hearing and (reply := self._speaking) is not None:
                         self._is_hearing = False
-                        self._outbox.speech_stopped(reply.turn_index, event.input_sample)
+                        self._outbox.speech_stopped(reply.turn_index, self._input_origin + event.input_sample)
                         self._complete(reply)
 
     def _begin(self, event: TurnBegan) -> None:
@@ -254,7 +382,7 @@ class Session:
             return
         self._is_hearing = True
         reply = self._open_turn()
-        self._outbox.speech_started(reply.turn_index, event.input_sample)
+        self._outbox.speech_started(reply.turn_index, self._input_origin + event.input_sample)
         if self._vad.barge_in:
             self._barge_in()
 
@@ -269,26 +397,33 @@ class Session:
     @property
     def _waiting_count(self) -> int:
         """Turns that are complete and still to be answered, but the one that is."""
-        return max(0, sum(reply.turn.is_complete and not reply.is_stopped for reply in self._replies) - 1)
+        mine = (reply for reply in self._replies if reply.turn_index not in self._kept)
+        return max(0, sum(reply.turn.is_complete and not reply.is_stopped for reply in mine) - 1)
 
     def _open_turn(self) -> Reply:
         if (reply := self._speaking) is not None:
             return reply
-        reply = Reply(
-            self._turn_count,
-            UserTurn(self._relayed_format, self._clock),
-            self.form,
-            ahead_seconds=self._ahead_seconds,
-            recovery=self._settings.recovery_rule,
-            stages=self._stages,
-            listener=self._outbox,
-            metrics=self._metrics,
-            clock=self._clock,
-        )
+        reply = self._new_reply(self._turn_count, UserTurn(self._relayed_format, self._clock), NOTHING)
         self._replies.append(reply)
         self._turn_count += 1
         self._news.set()
         return reply
+
+    def _new_reply(self, turn_index: int, turn: UserTurn, had: Had) -> Reply:
+        return Reply(
+            turn_index,
+            turn,
+            self.form,
+            ahead_seconds=self._ahead_seconds,
+            recovery=self._settings.recovery_rule,
+            stages=self._stages,
+            listener=ReplyListener(
+                self._outbox, partial(self._keep_begun, turn_index), sample_bytes=self.form.sample_bytes, had=had
+            ),
+            metrics=self._metrics,
+            clock=self._clock,
+            had=had,
+        )
 
     def _complete(self, reply: Reply) -> None:
         self._make_room()
@@ -309,6 +444,7 @@ class Session:
             )
         self._reopen()
         reply.turn.complete()
+        self._boundaries[reply.turn_index] = Boundary(self._message_count, self._input_sample_count, self._setup)
 
     def _new_listening(self, opening: SessionSetup) -> Listening:
         if (vad := opening.vad) is None:
@@ -328,6 +464,8 @@ class Session:
         return min(most, self._history.longest_clip_seconds(context_length, self._setup.instructions))
 
     def _setup_of(self, reply: Reply) -> ReplySetup:
+        if (kept := self._kept.get(reply.turn_index)) is not None and kept.reply is not None:
+            return reply_setup(kept.reply.setup)
         return self._changes.get(reply.turn_index, ReplyChanges()).over(self._setup)
 
     def _opening_of(self, reply: Reply) -> Opening:
@@ -344,6 +482,9 @@ class Session:
         reply = self._replies[0] if self._replies else None
         if reply is None or reply.is_settled:
             return
+        if (kept := self._kept.get(reply.turn_index)) is not None and kept.reply is not None:
+            self._recall(kept.reply.memory)  # as the first time
+            return
         setup = self._setup_of(reply)
         step_count = setup.max_frame_count // FRAMES_PER_STEP
         if self._history.make_room(
@@ -359,10 +500,22 @@ class Session:
     def _remember_heard(self, spoken: SpokenReply) -> None:
         if self._history.correct(spoken.heard().text):
             self._reopen()
+            if self._last_record is not None:
+                self._last_record.heard_text = self._history.reply_text
+                self._journal.note({reply_field(spoken.turn_index): self._last_record.SerializeToString()})
 
     async def _changes_of(self, fields: orchestrator_pb2.ReplySettings, field: str) -> ReplyChanges:
         with self._idle_limit.busy():
             return await reply_changes(fields, field=field, facts=self._stages.codec_facts, voices=self._voices)
+
+
+def _only_told(turn_index: int, kept: KeptTurn) -> orchestrator_pb2.ReplyEnded | None:
+    """The end of a reply that is not made again: it was cut short, or it is forgotten what it was made of."""
+    if kept.said is None or kept.reply is None:
+        lost = orchestrator_pb2.ReplyFailure(reason="REPLY_LOST", message="the reply can't be made again any more")
+        return orchestrator_pb2.ReplyEnded(turn_index=turn_index, reason=FAILED, failure=lost)
+    was_cut = kept.reply.HasField("ended") and kept.reply.ended.reason not in (STOP, LENGTH)
+    return kept.reply.ended if was_cut else None
 
 
 def _label(ending: ReplyEnding) -> ReplyReason:

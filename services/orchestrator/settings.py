@@ -94,7 +94,31 @@ class OrchestratorSettings(ServiceSettings):
         None,
         description="name that the stages' certificates are made out to, where it is not the host of their addresses",
     )
-    session_limit: int = Field(128, ge=1, description="most sessions at a time; a further one is UNAVAILABLE")
+    session_limit: int = Field(
+        128,
+        ge=1,
+        description="most sessions at a time, where the stages could carry more; a further one is RESOURCE_EXHAUSTED",
+    )
+    orchestrator_count: int = Field(
+        1, ge=1, description="orchestrators that share the stages: each admits its part of what they can carry"
+    )
+    journal: str | None = Field(
+        None,
+        description="where sessions are kept so that they can go on after their connection or this process is lost: "
+        "redis://host:port/db (or rediss://, unix://; Valkey too) for several orchestrators, or a file; without one "
+        "in memory, where they outlive their connection, but not this process",
+    )
+    journal_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="how long a session, its sound included, is kept after its connection was lost, in seconds",
+    )
+    journal_limit_bytes: int = Field(
+        1024**3,
+        ge=1,
+        description="most that the journal in memory or in a file may take, in bytes; beyond, the sessions that were "
+        "lost first are forgotten. Redis has a limit of its own",
+    )
     turn_queue_limit: int = Field(
         4, ge=0, description="most user turns of a session that may wait while an earlier one is answered"
     )

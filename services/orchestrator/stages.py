@@ -10,6 +10,7 @@ import structlog
 from chroma_mesh.codec.v1 import codec_pb2, codec_pb2_grpc
 from chroma_mesh.reasoner.v1 import reasoner_pb2, reasoner_pb2_grpc
 from chroma_mesh.speech.v1 import speech_pb2, speech_pb2_grpc
+from chroma_mesh.stage.v1 import stage_pb2, stage_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -37,6 +38,8 @@ SERVICES = {
 SPEECH_READ_AHEAD_BYTES = 1024
 # Between two looks at a stage that answers, but not as it should yet.
 RETRY_SECONDS = 0.2
+# A replica that does not say at once how many slots it has is as good as gone.
+ASK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class CodecFacts:
             codebook_count=opened.codebook_count,
             codebook_size=opened.codebook_size,
         )
+
+
+@dataclass(frozen=True)
+class ReplicaSlots:
+    """How many streams a replica of a stage serves at once."""
+
+    replica: str
+    slot_count: int
 
 
 class StageCall:
@@ -106,7 +117,7 @@ class StageCall:
             sent = await self._ending.error(error)
             # After `finished` nothing was left to come but OK.
             if sent is not None and previous != "finished":
-                told = from_rpc_error(sent)
+                told = self._told(sent)
                 structlog.get_logger().info(
                     "stage stream lost", to=self._stage, replica=self.replica, code=told.code.name, reason=told.reason
                 )
@@ -142,6 +153,13 @@ class StageCall:
             self._request_failure = failure
             raise
 
+    def _told(self, sent: grpc.aio.AioRpcError) -> MeshError:
+        told = from_rpc_error(sent)
+        # gRPC's own answer, without a reason, when our deadline has passed.
+        if isinstance(told, DeadlineExceeded) and told.reason == told.code.name:
+            return DeadlineExceeded(f"a reply may take {self._deadline_seconds:g} s", reason="REPLY_DEADLINE")
+        return told
+
     def _broken(self, how: str) -> Internal:
         return Internal(f"the {self._stage} stage {how}", reason="STAGE_BROKE_CONTRACT", stage=self._stage)
 
@@ -170,6 +188,7 @@ class Stages:
         self._reasoner = reasoner_pb2_grpc.ReasonerServiceStub(self._channels["reasoner"])
         self._speech = speech_pb2_grpc.SpeechServiceStub(self._channels["speech"])
         self._codec = codec_pb2_grpc.CodecServiceStub(self._channels["codec"])
+        self._tellers = {stage: stage_pb2_grpc.StageServiceStub(channel) for stage, channel in self._channels.items()}
         self._codec_facts: CodecFacts | None = None
         self.context_length: int | None = None
         """Positions that the reasoner can hold, once it has told so."""
@@ -228,6 +247,14 @@ class Stages:
             async for kind, payload in call:
                 if kind == "opened":
                     self._codec_facts = CodecFacts.of(payload)
+
+    async def ask_slots(self, stage: str) -> ReplicaSlots:
+        """What the next replica of the stage tells of its slots; raises MeshError when it can't be asked."""
+        try:
+            told = await self._tellers[stage].GetCapacity(stage_pb2.GetCapacityRequest(), timeout=ASK_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise stage_error(stage, from_rpc_error(error)) from None
+        return ReplicaSlots(told.replica, told.slot_count)
 
     async def close(self) -> None:
         """Closes the channels."""

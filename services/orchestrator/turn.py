@@ -16,7 +16,7 @@ from chroma_mesh.speech.v1 import speech_pb2
 from chroma_mesh.types.v1 import types_pb2
 
 from services.orchestrator.clock import Clock
-from services.orchestrator.heard import Playback, SpokenReply
+from services.orchestrator.heard import NOTHING, Had, Playback, SpokenReply
 from services.orchestrator.metrics import OrchestratorMetrics, StopCause
 from services.orchestrator.pacing import Encode, Pace, Packets
 from services.orchestrator.recovery import Recovery, RecoveryRule
@@ -200,16 +200,19 @@ class Reply:
         listener: Listener,
         metrics: OrchestratorMetrics,
         clock: Clock,
+        had: Had = NOTHING,
     ) -> None:
+        """`had` is what the client has of a reply that is made again."""
         self.turn_index = turn_index
         self.turn = turn
         self.relayed = Relayed()
-        self.playback = Playback(clock, form.audio_format.sample_rate_hz)
+        self.playback = Playback(clock, form.audio_format.sample_rate_hz, had_sample_count=had.sample_count)
         self.spoken = SpokenReply(turn_index, self.playback, samples_per_frame=form.samples_per_frame)
+        self._had = had
         self._form = form
         self._pace = Pace(clock, self.playback, frame_seconds=form.frame_seconds, ahead_seconds=ahead_seconds)
         self._stages = stages
-        self._listener = listener
+        self.listener = listener
         self._metrics = metrics
         self._clock = clock
         self._recovery = Recovery(recovery, metrics, clock)
@@ -224,6 +227,7 @@ class Reply:
         # The client was told that the reply begins.
         self._is_told = asyncio.Event()
         self._stop_cause: StopCause | None = None
+        self._late_stop_cause: StopCause | None = None
         self._stopped_at = 0.0
         self._queue_seconds = 0.0
         self._first_step_at: float | None = None
@@ -251,6 +255,10 @@ class Reply:
         """Stops the reply, also one that is yet to begin; returns whether it went on until now."""
         if self._stop_cause is not None or (self._relaying is not None and self._relaying.done()):
             return False
+        if self.playback.is_behind:
+            # What the client has heard of it is to be known, and remembered, before it ends.
+            self._late_stop_cause = cause
+            return True
         self._stop_cause, self._stopped_at = cause, self._clock.now()
         self._metrics.count_stop(cause)
         self.playback.stop()
@@ -295,7 +303,7 @@ class Reply:
                         self._relaying.cancel()
                     elif self._stop_cause is None:
                         with answering():
-                            await self._listener.reply_started(self.turn_index)
+                            await self.listener.reply_started(self.turn_index)
                             self._is_told.set()
                             await asyncio.wait({self._relaying})
             except BaseExceptionGroup as failures:
@@ -307,7 +315,7 @@ class Reply:
         if not self.turn.is_complete:
             return None
         if not self._is_told.is_set():
-            await self._listener.reply_started(self.turn_index)
+            await self.listener.reply_started(self.turn_index)
         return self._ending()
 
     def _ending(self) -> ReplyEnding:
@@ -315,7 +323,7 @@ class Reply:
         if was_cut:
             if self._relaying is not None:
                 self._metrics.reply_stop.observe(self._clock.now() - self._stopped_at)
-            for dropped in self._listener.drop_reply(self.turn_index):
+            for dropped in self.listener.drop_reply(self.turn_index):
                 self.relayed.played_frame_count -= dropped.frame_count
                 self.playback.take_back(len(dropped.data) // self._form.sample_bytes)
         elif self._failure is None:
@@ -325,7 +333,7 @@ class Reply:
             turn_index=self.turn_index,
             reason=CANCELLED if was_cut else FAILED if self._failure is not None else self._reason(),
             text=heard.text,
-            frame_count=self.relayed.played_frame_count,
+            frame_count=max(self.relayed.played_frame_count, self._had.frame_count),
             step_count=heard.step_count,
             timings=self._timings(),
             failure=self._failure,
@@ -453,7 +461,7 @@ class Reply:
         await self._is_told.wait()
         for step in relayed.steps.items[spoken.step_count : spoken_step_count]:
             if step.text:
-                await self._listener.text(self.turn_index, step.text, frame_index * self._form.samples_per_frame)
+                await self.listener.text(self.turn_index, step.text, frame_index * self._form.samples_per_frame)
             spoken.speak_step(step.text)
 
     async def _play(self) -> None:
@@ -499,9 +507,11 @@ class Reply:
                         call.expect("sound of frames in all", payload.frame_count, relayed.decoded_frame_count)
 
     async def _send(self, frame_index: int, frame_count: int, data: bytes) -> None:
-        await self._listener.audio(self.turn_index, frame_index, frame_count, data)
+        await self.listener.audio(self.turn_index, frame_index, frame_count, data)
         self.relayed.played_frame_count += frame_count
         self.playback.send(len(data) // self._form.sample_bytes)
+        if self._late_stop_cause is not None:
+            self.cancel(self._late_stop_cause)
         if self._first_audio_at is None:
             self._first_audio_at = self._clock.now()
             self._metrics.first_audio.observe(self._first_audio_at - self.turn.ended_at)

@@ -1,6 +1,7 @@
 """What the user says in one turn."""
 
 import asyncio
+from collections.abc import Iterable
 from itertools import groupby
 
 import numpy as np
@@ -78,6 +79,31 @@ class UserTurn:
     def seconds(self) -> float:
         """Sound in the turn, in seconds."""
         return self.sample_count / HEARD_RATE_HZ
+
+    @classmethod
+    def restored(
+        cls, parts: Iterable[types_pb2.ContentPart], audio_format: types_pb2.AudioFormat, clock: Clock
+    ) -> "UserTurn":
+        """The complete turn of these `parts`."""
+        turn = cls(audio_format, clock)
+        for is_text, group in groupby(parts, lambda part: part.WhichOneof("content") == "text"):
+            for part in group:
+                turn.pieces.keep(part.text if is_text else part.audio.data)
+                turn.text_bytes += len(part.text.encode())
+                turn.sample_count += len(part.audio.data) // turn._sample_bytes
+            turn.clip_count += not is_text
+        turn.is_complete = True
+        turn._end()
+        return turn
+
+    def parts(self) -> list[types_pb2.ContentPart]:
+        """The pieces, each a part of its own."""
+        return [
+            types_pb2.ContentPart(text=piece)
+            if isinstance(piece, str)
+            else types_pb2.ContentPart(audio=types_pb2.Audio(format=self.audio_format, data=piece))
+            for piece in self.pieces.items
+        ]
 
     def add_audio(self, samples: NDArray[np.float32]) -> None:
         """Takes samples [count] at 16,000 Hz, full scale 1; refuses too much in all."""

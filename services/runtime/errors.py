@@ -93,6 +93,12 @@ class Cancelled(MeshError):
     status_code = grpc.StatusCode.CANCELLED
 
 
+class Aborted(MeshError):
+    """Something else has taken the place of this call."""
+
+    status_code = grpc.StatusCode.ABORTED
+
+
 class Internal(MeshError):
     """Non-finite values or another broken invariant of ours."""
 

@@ -15,17 +15,28 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from services.runtime.api_keys import Caller, Metadata, admit_anybody, with_caller
-from services.runtime.errors import Cancelled, Internal, MeshError, Unavailable, most_telling, to_rpc_status
+from services.runtime.errors import (
+    Cancelled,
+    Internal,
+    InvalidArgument,
+    MeshError,
+    Unavailable,
+    most_telling,
+    to_rpc_status,
+)
 
 # Answered at all times, whatever state the service is in.
 ALWAYS_OPEN = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 # In the initial metadata of an answer: who gives it.
 REPLICA_KEY = "x-replica"
+SESSION_ID = re.compile(r"[!-~]{1,128}")
+TURN_INDEX = re.compile(r"[0-9]{1,9}")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 Behavior = Callable[[Any, Any], Awaitable[Any]]
@@ -79,10 +90,11 @@ def incoming_ids(metadata: Sequence[tuple[str, str | bytes]]) -> Ids:
     Ids only describe, so a malformed one is left out rather than refused. A trace is begun where none came.
     """
     found = {key: value for key, value in metadata if isinstance(value, str)}
-    turn_index, traceparent = found.get("x-turn-index", ""), found.get("traceparent", "")
+    session_id, turn_index = found.get("x-session-id", ""), found.get("x-turn-index", "")
+    traceparent = found.get("traceparent", "")
     return Ids(
-        session_id=found.get("x-session-id"),
-        turn_index=int(turn_index) if turn_index.isascii() and turn_index.isdigit() else None,
+        session_id=session_id if SESSION_ID.fullmatch(session_id) else None,
+        turn_index=int(turn_index) if TURN_INDEX.fullmatch(turn_index) else None,
         traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else new_traceparent(),
     )
 
@@ -200,7 +212,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or method.split("/")[1] in ALWAYS_OPEN:
             return handler
         wire = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": partial(_read, handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.stream_stream is not None:
@@ -208,12 +220,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(self._guard(method, stream), **wire)
         if handler.unary_unary is not None:
             unary = partial(self._unary, handler.unary_unary)
-            return grpc.unary_unary_rpc_method_handler(self._guard(method, unary), **wire)
+            # The same on the wire. grpc.aio reads the message of a unary method before it asks anybody: one that cannot
+            # be read is UNKNOWN then, with a trace, and a call that has none is never answered.
+            return grpc.stream_unary_rpc_method_handler(self._guard(method, unary), **wire)
         raise TypeError(f"{method} must be unary or bidirectional")
 
     # Metadata ahead of an error would make it an answer, after which gRPC tries no other replica.
 
-    async def _unary(self, behavior: Behavior, request: Any, context: Any) -> Any:
+    async def _unary(self, behavior: Behavior, requests: Any, context: Any) -> Any:
+        request = await anext(aiter(requests), None)
+        if request is None:
+            raise Cancelled("the input stopped before the request", reason="ABANDONED")
         response = await behavior(request, context)
         await context.send_initial_metadata(self._name)
         return response
@@ -251,3 +268,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             case _:
                 self._log.info("call refused", **facts)
         return error
+
+
+def _read(deserialize: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return deserialize(data)
+    except DecodeError as error:
+        raise InvalidArgument(
+            "a message must be one that the method takes, got bytes that are none", reason="MALFORMED"
+        ) from error

@@ -13,6 +13,7 @@ from services.inference.checkpoint import CheckpointError
 from services.inference.device import BadSetting
 from services.inference.slots import SlotEngine
 from services.runtime.server import CannotStart, serve
+from services.stage.capacity import CapacityService
 from services.stage.settings import StageSettings
 
 Engine = TypeVar("Engine", bound=SlotEngine[Any])
@@ -43,7 +44,7 @@ async def serve_stage(
     await serve(
         stage=stage,
         settings=settings,
-        add=service.add_to,
+        add=life.add_to,
         services=services,
         prepare=life.prepare,
         close=life.close,
@@ -52,7 +53,7 @@ async def serve_stage(
 
 
 class StageLife:
-    """Loads a stage's engine and ends it."""
+    """Loads a stage's engine and ends it; its servers tell how much it can carry."""
 
     def __init__(
         self,
@@ -66,6 +67,12 @@ class StageLife:
         self._build = build
         self._warm = warm
         self._engine: SlotEngine[Any] | None = None
+        self._capacity = CapacityService()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Puts the stage's servicers on the server."""
+        self._service.add_to(server)
+        self._capacity.add_to(server)
 
     async def prepare(self) -> None:
         """Loads, warms and attaches the engine."""
@@ -88,6 +95,7 @@ class StageLife:
         self._engine = engine
         await engine.call(lambda: compute_on(thread_count))
         await engine.call(lambda: self._warm(engine))
+        self._capacity.slot_count = engine.slot_count
         self._service.attach(engine)
 
     async def close(self) -> None:

@@ -27,6 +27,7 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.runtime.errors import InvalidArgument, MeshError, from_rpc_error
 from services.runtime.interceptors import CallInterceptor, Gate, Phase
 from services.runtime.stream import RequestStream
+from services.stage.capacity import CapacityService
 
 S16, F32 = types_pb2.AUDIO_ENCODING_PCM_S16LE, types_pb2.AUDIO_ENCODING_PCM_F32LE
 STOP, LENGTH, CANCELLED, FAILED = (
@@ -72,6 +73,13 @@ async def no_hook(_index: int) -> None:
     pass
 
 
+def fake_capacity(slot_count: int = 1000) -> CapacityService:
+    """What a stage tells of its slots; more than any test has sessions."""
+    capacity = CapacityService()
+    capacity.slot_count = slot_count
+    return capacity
+
+
 @dataclass
 class Heard:
     """What a stage was told in one stream."""
@@ -96,6 +104,7 @@ class FakeStage:
         # The same before each part of a turn that is heard.
         self.input_hook: Callable[[int], Awaitable[None]] = no_hook
         self.sends_finished = True
+        self.capacity = fake_capacity()
 
     @asynccontextmanager
     async def stream(self, context: Any) -> AsyncIterator[Heard]:
@@ -428,6 +437,7 @@ class Mesh:
                 addresses[f"{stage}_address"], self.servers[stage] = await stack.enter_async_context(
                     serving(
                         lambda server, add=add, stage=stage: add(getattr(self, stage), server),
+                        getattr(self, stage).capacity.add_to,
                         service=f"chroma_mesh.{stage}.v1.{service}",
                     )
                 )

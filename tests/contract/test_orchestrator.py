@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from services.orchestrator.call_ending import CallEnding
+from services.orchestrator.opening import MAXIMUM_REPLY_SECONDS
 from services.orchestrator.service import SERVICE, OrchestratorService
 from services.orchestrator.settings import DEFAULT_INSTRUCTIONS
 from services.orchestrator.track import Track
@@ -48,6 +49,9 @@ from tests.contract.fake_mesh import (
     sound,
     tone,
 )
+
+# Frames of the longest reply that may be asked for.
+LONGEST = round(MAXIMUM_REPLY_SECONDS * 24_000 / SAMPLES_PER_FRAME)
 
 
 @pytest.fixture
@@ -416,7 +420,7 @@ async def test_a_client_that_does_not_read_stops_the_stages(mesh: Mesh, monkeypa
     mesh.reasoner.step_count = 10**6
     mesh.reasoner.is_wordless = True  # or it would stop at the client, before speech does
     output = types_pb2.AudioFormat(encoding=F32, sample_rate_hz=24_000)
-    async with mesh.converse(max_frame_count=10**6, output_format=output, ahead_seconds=math.inf) as session:
+    async with mesh.converse(max_frame_count=LONGEST, output_format=output, ahead_seconds=math.inf) as session:
         await session.say("hello")
         await session.end_turn()
         await mesh.signal.until(
@@ -433,7 +437,7 @@ async def test_a_client_that_does_not_read_stops_the_stages(mesh: Mesh, monkeypa
 
 async def test_a_client_that_does_not_read_is_told_why_its_session_ended(mesh: Mesh) -> None:
     mesh.reasoner.step_count = 10**6
-    async with mesh.converse(max_frame_count=10**6, ahead_seconds=math.inf) as session:
+    async with mesh.converse(max_frame_count=LONGEST, ahead_seconds=math.inf) as session:
         await session.say("hello")
         await session.end_turn()
         await mesh.signal.until(lambda: bool(mesh.codec.heard) and len(mesh.codec.heard[0].items) > 1000)
@@ -517,6 +521,7 @@ REFUSED: dict[str, tuple[list[pb.ConverseRequest], grpc.StatusCode, str]] = {
     ),
     "high top_k": ([opening(sampling=types_pb2.Sampling(top_k=CODEBOOK_SIZE + 1))], INVALID, "OUT_OF_RANGE"),
     "no frames": ([opening(max_frame_count=0)], INVALID, "OUT_OF_RANGE"),
+    "more than five minutes": ([opening(max_frame_count=LONGEST + 1)], INVALID, "OUT_OF_RANGE"),
     "no steps": ([opening(max_step_count=0)], INVALID, "OUT_OF_RANGE"),
     "system history": ([opening(history=[message(SYSTEM, TEXT)])], INVALID, "BAD_ROLE"),
     "empty history": ([opening(history=[message(USER)])], INVALID, "EMPTY_MESSAGE"),
@@ -624,7 +629,9 @@ async def test_sessions_are_limited() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await refused.__aenter__()
             error = from_rpc_error(raised.value)
-            assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SESSIONS_IN_USE")
+            assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSIONS_IN_USE")
+            assert error.retry_seconds
+            assert mesh.count("sessions_refused_total", reason="SESSIONS_IN_USE") == 1
             await session.end()
         async with mesh.converse() as session:
             await session.end()

@@ -25,6 +25,7 @@ from tests.contract.fake_mesh import (
     Conversation,
     Mesh,
     drain,
+    fake_capacity,
     no_hook,
     serving,
     tone,
@@ -206,6 +207,19 @@ async def test_a_reply_whose_stage_is_away_fails_within_the_limit(mesh: Mesh, st
 
 
 @pytest.mark.parametrize("stage", STAGES)
+async def test_a_stage_that_stays_silent_fails_the_reply_and_not_the_session(stage: str) -> None:
+    async with Mesh().running(stall_seconds=0.05, first_stall_seconds=0.1, recovery_limit=1) as mesh:
+        never = asyncio.Event()
+        getattr(mesh, stage).hook = lambda _index: never.wait()
+        async with mesh.converse() as session:
+            ended = (await session.ask("hello")).ended
+            assert (ended.reason, ended.failure.reason, ended.failure.stage) == (FAILED, "STALLED", stage)
+            getattr(mesh, stage).hook = no_hook
+            assert (await session.ask("hello")).ended.reason == STOP
+        await mesh.until_quiet()
+
+
+@pytest.mark.parametrize("stage", STAGES)
 async def test_a_stage_whose_server_dies_fails_the_reply(mesh: Mesh, stage: str) -> None:
     never = asyncio.Event()
     getattr(mesh, stage).hook = lambda _index: never.wait()
@@ -247,7 +261,7 @@ async def test_a_reply_may_be_cancelled_while_it_is_taken_up_again() -> None:
     [
         (grpc.StatusCode.CANCELLED, None, True, "unavailable"),
         (grpc.StatusCode.UNKNOWN, "STAGE_UNKNOWN", True, "unavailable"),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", False, "late"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "REPLY_DEADLINE", False, "late"),
         (grpc.StatusCode.INTERNAL, "INTERNAL", False, "failed"),
         (grpc.StatusCode.UNAUTHENTICATED, "STAGE_FAILED", False, "failed"),
     ],
@@ -305,7 +319,7 @@ async def test_a_reply_has_a_deadline() -> None:
         mesh.speech.hook = lambda _index: never.wait()
         async with mesh.converse() as session:
             failure = (await session.ask("hello")).ended.failure
-            assert (failure.reason, failure.may_retry) == ("DEADLINE_EXCEEDED", False)
+            assert (failure.reason, failure.may_retry) == ("REPLY_DEADLINE", False)
         await mesh.until_quiet()
 
 
@@ -324,6 +338,7 @@ async def serving_with_speech(behavior: Any) -> AsyncIterator[str]:
 
     async with serving(
         lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(Speech(), server),
+        fake_capacity().add_to,
         service="chroma_mesh.speech.v1.SpeechService",
     ) as (address, _):
         yield address

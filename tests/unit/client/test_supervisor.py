@@ -349,6 +349,7 @@ def test_replicas_share_what_one_would_have(monkeypatch):
 
     assert [told("orchestrator", index)["--port"] for index in (0, 1)] == ["800", "801"]
     assert told("orchestrator", 1)["--speech-address"] == "a:1,b:1"
+    assert told("orchestrator", 1)["--orchestrator-count"] == "2"
     assert [told("speech", index)["--port"] for index in (0, 1)] == ["700", "701"]
     replicas = [("orchestrator", 0), ("orchestrator", 1), ("reasoner", 0), ("speech", 0), ("speech", 1), ("codec", 0)]
     assert [told(*replica)["--metrics-port"] for replica in replicas] == [str(9000 + count) for count in range(6)]

@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Callable
 
+import grpc
 import pytest
 import torch
+from chroma_mesh.stage.v1 import stage_pb2, stage_pb2_grpc
 
 from services.inference.checkpoint import CheckpointError
 from services.inference.device import BadSetting
 from services.inference.slots import SlotEngine, Stream
+from services.runtime.interceptors import replica_name
 from services.runtime.server import CannotStart
 from services.stage.process import StageLife
 from services.stage.settings import StageSettings
@@ -75,6 +78,19 @@ async def test_the_servicer_gets_an_engine_that_is_loaded_warm_and_running() -> 
     assert await recorder.engine.call(lambda: threading.current_thread().name) == "idle-device"
     await stage.close()
     assert not device_threads()
+
+
+async def test_a_replica_tells_how_much_it_carries() -> None:
+    stage, server = life(Recorder()), grpc.aio.server()
+    stage.add_to(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    await stage.prepare()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        told = await stage_pb2_grpc.StageServiceStub(channel).GetCapacity(stage_pb2.GetCapacityRequest())
+    assert (told.replica, told.slot_count) == (replica_name(), 1)
+    await server.stop(None)
+    await stage.close()
 
 
 @pytest.mark.parametrize("refusal", [CheckpointError("no such directory"), BadSetting("no CUDA device")])

@@ -49,7 +49,8 @@ def report(new_reply) -> Report:
     ]
     records[0].warm_ups, records[1].warm_ups = [new_reply(0.1, seed=7)], [new_reply(0.1, seed=7)]
     records[0].gpu = GpuUse([GpuProcess("speech", 12, 2_000_000_000)], 3_000_000_000)
-    records[2].failures = [Failure(0, 3, 0.1, "UNAVAILABLE", "QUEUE_FULL", "the queue is full", is_warm_up=False)]
+    refused = Failure(0, 3, 0.1, 0.02, "RESOURCE_EXHAUSTED", "NO_CAPACITY", "there is no room", is_warm_up=False)
+    records[2].failures = [refused]
     return Report(
         settings=settings,
         mesh=MeshSettings(checkpoint="random:tiny", threads=1),
@@ -87,7 +88,7 @@ def test_the_tables_say_what_was_found(report):
         "Latency from the end of the user's turn, ms",
         "Where the time to the first audio goes, mean ms",
         "Steadiness, times in ms",
-        "Open loop",
+        "Open loop, times in ms",
         "Turns without a reply",
         "CPU seconds by process",
         "Most resident memory by process, MB",
@@ -102,8 +103,8 @@ def test_the_tables_say_what_was_found(report):
     assert cells(report, "Latency")[2][7:] == ["1,500"] * 3
     assert cells(report, "Where")[0] == ["1 session", "10.0", "20.0", "5.00", "65.0", "100", "1.00"]
     assert cells(report, "Steadiness")[2][4:] == ["240", "240", "240", "0.0", "0.0", "1", "1/3840"]
-    assert cells(report, "Open loop") == [["0.5 turns/s", "7", "1", "1", "0", "1", "2.00", "2.00", "2.00"]]
-    assert cells(report, "Turns") == [["0.5 turns/s", "refused", "UNAVAILABLE QUEUE_FULL", "1"]]
+    assert cells(report, "Open loop") == [["0.5 turns/s", "7", "1", "1", "20.0", "0", "1", "2.00", "2.00", "2.00"]]
+    assert cells(report, "Turns") == [["0.5 turns/s", "refused", "RESOURCE_EXHAUSTED NO_CAPACITY", "1"]]
     assert cells(report, "CPU")[0] == ["1 session", "1.2", "0.5"]
     assert cells(report, "Most")[0] == ["1 session", "400", "90"]
     assert cells(report, "GPU") == [["1 session", "2,000", "3,000"]]
@@ -149,8 +150,8 @@ def test_the_json_has_everything(report, tmp_path):
     assert [load["kind"] for load in content["loads"]] == ["ClosedLoop", "ClosedLoop", "OpenLoop"]
     load = content["loads"][2]
     assert load["load"] == {"rate_hz": 0.5, "duration_seconds": 10}
-    assert load["summary"]["refusals"] == {"UNAVAILABLE QUEUE_FULL": 1}
-    assert load["failures"][0]["message"] == "the queue is full"
+    assert load["summary"]["refusals"] == {"RESOURCE_EXHAUSTED NO_CAPACITY": 1}
+    assert load["failures"][0]["message"] == "there is no room"
     (reply,) = load["replies"]
     assert reply["packet_seconds"] == [1.5, 1.6, 1.9]
     assert (reply["packet_frame_count"], reply["packet_byte_count"]) == ([1, 1, 1], [3840, 3840, 3840])

@@ -18,7 +18,7 @@ NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200)
 
 def failure(code: str, reason: str = "", *, is_warm_up: bool = False) -> Failure:
     """A turn that got no reply."""
-    return Failure(0, 0, 0.0, code, reason or code, "no", is_warm_up)
+    return Failure(0, 0, 0.0, 0.02, code, reason or code, "no", is_warm_up)
 
 
 @given(NUMBERS, st.integers(1, 100))
