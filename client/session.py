@@ -21,6 +21,9 @@ CHUNK_SECONDS = 0.1
 """The most sound in one message: small enough to be heard early, large enough to be few."""
 
 
+FULL_REASONS = ("NO_CAPACITY", "SESSIONS_IN_USE")
+"""An orchestrator has no room for another session; the next one may."""
+
 FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 2.0
 """Between two attempts to go on with a session; doubled each time."""
 
@@ -84,7 +87,7 @@ class Session:
                 opened = await self._open(line, open_message)
                 break
             except MeshError as error:
-                if is_last or error.code is not grpc.StatusCode.UNAVAILABLE:
+                if is_last or not (error.code is grpc.StatusCode.UNAVAILABLE or error.reason in FULL_REASONS):
                     raise
             self._front_index += 1
         self._line = line

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
-from services.orchestrator.turn import ReplyEnding
+from services.orchestrator.reply_ending import ReplyEnding
 from services.runtime.errors import MeshError, Unavailable
 
 # Pieces of a reply that may wait to be written; a reply waits when the client does not read them.

@@ -27,6 +27,7 @@ from services.orchestrator.listening import (
 from services.orchestrator.metrics import OrchestratorMetrics, ReplyOutcome, ReplyReason, reason_of
 from services.orchestrator.opening import SessionSetup, reply_changes
 from services.orchestrator.outbox import Outbox, ended_message
+from services.orchestrator.reply_ending import CANCELLED, FAILED, LENGTH, STOP, ReplyEnding
 from services.orchestrator.reply_listener import ReplyListener
 from services.orchestrator.reply_setup import ReplyChanges, ReplySetup
 from services.orchestrator.session_journal import (
@@ -41,18 +42,10 @@ from services.orchestrator.session_journal import (
 )
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.sound_formats import HEARD_RATE_HZ
+from services.orchestrator.spoken_form import SpokenForm
+from services.orchestrator.stage_requests import FRAMES_PER_STEP, Opening
 from services.orchestrator.stages import Stages
-from services.orchestrator.turn import (
-    CANCELLED,
-    FAILED,
-    FRAMES_PER_STEP,
-    LENGTH,
-    STOP,
-    Opening,
-    Reply,
-    ReplyEnding,
-    SpokenForm,
-)
+from services.orchestrator.turn import Reply
 from services.orchestrator.turn_detection import ServerVadDetector
 from services.orchestrator.user_turn import MAXIMUM_SECONDS, SAMPLE_BYTES, UserTurn, relayed_format
 from services.orchestrator.voices import Voices

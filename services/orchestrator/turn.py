@@ -2,143 +2,35 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
-from chroma_mesh.codec.v1 import codec_pb2
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
-from chroma_mesh.reasoner.v1 import reasoner_pb2
-from chroma_mesh.speech.v1 import speech_pb2
 from chroma_mesh.types.v1 import types_pb2
 
 from services.orchestrator.clock import Clock
 from services.orchestrator.heard import NOTHING, Had, Playback, SpokenReply
 from services.orchestrator.metrics import OrchestratorMetrics, StopCause
-from services.orchestrator.pacing import Encode, Pace, Packets
+from services.orchestrator.pacing import Pace, Packets
 from services.orchestrator.recovery import Recovery, RecoveryRule
+from services.orchestrator.reply_ending import CANCELLED, FAILED, LENGTH, STOP, ReplyEnding, Timings, stage_failure
 from services.orchestrator.reply_setup import ReplySetup
-from services.orchestrator.sound_formats import SpokenSound
+from services.orchestrator.spoken_form import SpokenForm
+from services.orchestrator.stage_requests import (
+    FRAMES_PER_STEP,
+    Fed,
+    Opening,
+    Relayed,
+    codec_requests,
+    reasoner_requests,
+    speech_requests,
+)
 from services.orchestrator.stages import CodecFacts, StageCall, Stages
-from services.orchestrator.track import Track
-from services.orchestrator.user_turn import F32, S16, SAMPLE_BYTES, UserTurn
-from services.runtime.errors import DeadlineExceeded, Internal, InvalidArgument, MeshError, Unavailable, most_telling
-
-STOP = types_pb2.FINISH_REASON_STOP
-LENGTH = types_pb2.FINISH_REASON_LENGTH
-CANCELLED = types_pb2.FINISH_REASON_CANCELLED
-FAILED = types_pb2.FINISH_REASON_FAILED
-
-# How far a stage may run ahead of the next one: about 10 s of speech.
-STEPS_AHEAD = 64
-FRAMES_AHEAD = 128
-# Frame 2j waits for step j.
-FRAMES_PER_STEP = 2
-# A listener takes this much silence after the end of the turn for a natural pause.
-FIRST_AUDIO_SECONDS = 0.3
-
-
-@dataclass
-class Relayed:
-    """All that was relayed for one reply: with the turn's pieces, enough to begin again at any stage."""
-
-    steps: Track[types_pb2.Step] = field(default_factory=lambda: Track(STEPS_AHEAD))
-    frames: Track[types_pb2.Frame] = field(default_factory=lambda: Track(FRAMES_AHEAD))
-    # Frames whose sound came from the codec, and frames whose sound the client was sent.
-    decoded_frame_count: int = 0
-    played_frame_count: int = 0
-    # How each stage finished; None while it has not.
-    reasoner_reason: types_pb2.FinishReason | None = None
-    speech_reason: types_pb2.FinishReason | None = None
-
-    def end(self) -> None:
-        """Ends both tracks: nobody waits for them any more."""
-        self.steps.end()
-        self.frames.end()
-
-
-@dataclass(frozen=True)
-class SpokenForm:
-    """What a session's listener is sent: its format, and how a frame of it measures."""
-
-    audio_format: types_pb2.AudioFormat
-    codec_format: types_pb2.AudioFormat
-    samples_per_frame: int
-    frame_seconds: float
-
-    @classmethod
-    def of(cls, audio_format: types_pb2.AudioFormat, facts: CodecFacts) -> "SpokenForm":
-        """The form of a session's sound: the codec's own where it can make it, else converted from its floats."""
-        is_codecs = audio_format.sample_rate_hz == facts.sample_rate_hz and audio_format.encoding in (S16, F32)
-        floats = types_pb2.AudioFormat(encoding=F32, sample_rate_hz=facts.sample_rate_hz)
-        return cls(
-            audio_format=audio_format,
-            codec_format=audio_format if is_codecs else floats,
-            samples_per_frame=facts.samples_per_frame * audio_format.sample_rate_hz // facts.sample_rate_hz,
-            frame_seconds=facts.samples_per_frame / facts.sample_rate_hz,
-        )
-
-    @property
-    def sample_bytes(self) -> int:
-        """Bytes of a sample that the listener is sent; G.711 has one."""
-        return SAMPLE_BYTES.get(self.audio_format.encoding, 1)
-
-    def encode(self) -> Encode:
-        """Makes what the listener is sent of the codec's sound."""
-        return _AsItIs() if self.codec_format == self.audio_format else _Converted(self.audio_format)
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a reply's streams open with."""
-
-    messages: tuple[types_pb2.Message, ...]
-    setup: ReplySetup
-
-    def reasoner_differs(self, other: "Opening") -> bool:
-        """Whether the reasoner would be told something else."""
-        return (self.messages, self.setup.max_step_count) != (other.messages, other.setup.max_step_count)
-
-    def speech_differs(self, other: "Opening") -> bool:
-        """Whether the speech stage would be told something else."""
-        mine, others = self.setup, other.setup
-        return (mine.voice_prompt, mine.sampling, mine.max_frame_count) != (
-            others.voice_prompt, others.sampling, others.max_frame_count,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Where a reply's time went, in seconds; a part that did not happen is 0.
-
-    First step, first frame and first codec audio add up to first audio.
-    """
-
-    queue_seconds: float
-    first_step_seconds: float
-    first_frame_seconds: float
-    first_codec_audio_seconds: float
-    first_audio_seconds: float
-    total_seconds: float
-
-
-@dataclass(frozen=True)
-class ReplyEnding:
-    """How a reply ended: its text and steps are those that were heard, its frames those that were sent.
-
-    failure: what a stage did, where the reason is FAILED.
-    """
-
-    turn_index: int
-    reason: types_pb2.FinishReason
-    text: str
-    frame_count: int
-    step_count: int
-    timings: Timings
-    failure: MeshError | None = None
+from services.orchestrator.user_turn import SAMPLE_BYTES, UserTurn
+from services.runtime.errors import InvalidArgument, MeshError
 
 
 class Listener(Protocol):
@@ -307,7 +199,7 @@ class Reply:
                             self._is_told.set()
                             await asyncio.wait({self._relaying})
             except BaseExceptionGroup as failures:
-                self._failure = _stage_failure(failures)
+                self._failure = stage_failure(failures)
                 if self._failure is None:
                     raise
             finally:
@@ -345,7 +237,7 @@ class Reply:
                 return await self._relay_once()
             except BaseExceptionGroup as failures:
                 # Nothing is lost before the turn is complete, and by then the stage may be back.
-                if self.turn.is_ended or _stage_failure(failures) is None:
+                if self.turn.is_ended or stage_failure(failures) is None:
                     raise
             await self.turn.ended()
             self._recovery.begin_anew()
@@ -394,7 +286,9 @@ class Reply:
 
     async def _generate(self, opening: Opening) -> None:
         steps, fed = self.relayed.steps, Fed()
-        requests = self._reasoner_requests(opening, fed)
+        requests = reasoner_requests(
+            self.relayed, fed, turn=self.turn, opening=opening, frame_seconds=self._form.frame_seconds
+        )
         async with self._recovery.watched(self._stages.generate(requests), lambda: fed.is_complete) as call:
             async for kind, payload in call:
                 match kind:
@@ -421,7 +315,9 @@ class Reply:
             has_more = fed.is_complete or FRAMES_PER_STEP * fed.count > len(frames.items)
             return has_more and self.relayed.speech_reason is None
 
-        requests = self._speech_requests(setup, fed)
+        requests = speech_requests(
+            self.relayed, fed, setup=setup, pace=self._pace, frame_seconds=self._form.frame_seconds
+        )
         async with self._recovery.watched(self._stages.generate_frames(requests), owes) as call:
             async for kind, payload in call:
                 match kind:
@@ -486,7 +382,7 @@ class Reply:
         def owes() -> bool:
             return fed.is_complete or fed.count > relayed.decoded_frame_count
 
-        requests = self._codec_requests(fed)
+        requests = codec_requests(relayed, fed, audio_format=self._form.codec_format)
         async with self._recovery.watched(self._stages.decode(requests), owes) as call:
             async for kind, payload in call:
                 match kind:
@@ -516,73 +412,6 @@ class Reply:
             self._first_audio_at = self._clock.now()
             self._metrics.first_audio.observe(self._first_audio_at - self.turn.ended_at)
 
-    async def _reasoner_requests(self, opening: Opening, fed: "Fed") -> AsyncIterator[reasoner_pb2.GenerateRequest]:
-        token_ids = [step.token_id for step in self.relayed.steps.items]
-        yield reasoner_pb2.GenerateRequest(
-            open=reasoner_pb2.GenerateOpen(
-                resume=reasoner_pb2.GenerateResume(token_ids=token_ids) if token_ids else None,
-                audio_format=self.turn.audio_format,
-                max_step_count=opening.setup.max_step_count,
-                due_seconds=FIRST_AUDIO_SECONDS,
-                step_seconds=FRAMES_PER_STEP * self._form.frame_seconds,
-            )
-        )
-        for message in opening.messages:
-            yield reasoner_pb2.GenerateRequest(message=message)
-        index = 0
-        async for pieces in self.turn.pieces.read():
-            for piece in pieces:
-                part = reasoner_pb2.TurnPart(index=index)
-                if isinstance(piece, str):
-                    part.text = piece
-                else:
-                    part.audio = piece
-                yield reasoner_pb2.GenerateRequest(part=part)
-                index += 1
-        yield reasoner_pb2.GenerateRequest(end=reasoner_pb2.GenerateEnd())
-        fed.is_complete = True
-
-    async def _speech_requests(self, setup: ReplySetup, fed: "Fed") -> AsyncIterator[speech_pb2.GenerateFramesRequest]:
-        # The voice goes out at once, so that its prefill is done while the reasoner is at its own.
-        frames = tuple(self.relayed.frames.items)
-        yield speech_pb2.GenerateFramesRequest(
-            open=speech_pb2.GenerateFramesOpen(
-                resume=speech_pb2.GenerateFramesResume(frames=frames) if frames else None,
-                voice_prompt=setup.voice_prompt,
-                sampling=setup.sampling,
-                max_frame_count=setup.max_frame_count,
-                due_seconds=FIRST_AUDIO_SECONDS,
-                frame_seconds=self._form.frame_seconds,
-            )
-        )
-        async for steps in self.relayed.steps.read():
-            # Steps that nobody will speak wait for no time of theirs: the stage waits for the end.
-            while steps and self.relayed.speech_reason is None:
-                await self._pace.until_due(FRAMES_PER_STEP * steps[0].index)
-                due_count = sum(self._pace.is_due(FRAMES_PER_STEP * step.index) for step in steps[:STEPS_AHEAD])
-                yield speech_pb2.GenerateFramesRequest(steps=types_pb2.Steps(steps=steps[:due_count]))
-                del steps[:due_count]
-                fed.count += due_count
-        yield speech_pb2.GenerateFramesRequest(end=speech_pb2.GenerateFramesEnd())
-        fed.is_complete = True
-
-    async def _codec_requests(self, fed: "Fed") -> AsyncIterator[codec_pb2.DecodeRequest]:
-        frames = tuple(self.relayed.frames.items) if self.relayed.decoded_frame_count else ()
-        resume = codec_pb2.DecodeResume(frames=frames, played_frame_count=self.relayed.decoded_frame_count)
-        fed.count = len(frames)
-        yield codec_pb2.DecodeRequest(
-            open=codec_pb2.DecodeOpen(
-                audio_format=self._form.codec_format,
-                resume=resume if frames else None,
-                due_seconds=FIRST_AUDIO_SECONDS,
-            )
-        )
-        async for run in self.relayed.frames.read(fed.count):
-            yield codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(index=fed.count, frames=run))
-            fed.count += len(run)
-        yield codec_pb2.DecodeRequest(end=codec_pb2.DecodeEnd())
-        fed.is_complete = True
-
     def _observe_audio(self, frame_count: int) -> None:
         now = self._clock.now()
         if self._last_audio_at is not None:
@@ -602,47 +431,6 @@ class Reply:
             first_audio_seconds=_between(ended_at, self._first_audio_at),
             total_seconds=self._clock.now() - ended_at,
         )
-
-
-@dataclass
-class Fed:
-    """What a call to a stage was sent: outputs of the stage before it, and whether that was all."""
-
-    count: int = 0
-    is_complete: bool = False
-
-
-def _stage_failure(failures: BaseExceptionGroup[BaseException]) -> MeshError | None:
-    """What a stage did, if that is all that went wrong: not what the client sent, and no bug of ours."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        return None
-    failure = most_telling(failures)
-    is_stages = isinstance(failure, Unavailable | DeadlineExceeded | Internal) and "stage" in failure.metadata
-    return failure if is_stages else None
-
-
-class _AsItIs:
-    """The codec's sound in the listener's own format."""
-
-    def speak(self, data: bytes) -> bytes:
-        return data
-
-    def end(self) -> bytes:
-        return b""
-
-
-class _Converted:
-    """The codec's floats in the listener's format."""
-
-    def __init__(self, audio_format: types_pb2.AudioFormat) -> None:
-        self._sound = SpokenSound(audio_format)
-
-    def speak(self, data: bytes) -> bytes:
-        return self._sound.speak(np.frombuffer(data, "<f4"))
-
-    def end(self) -> bytes:
-        return self._sound.end()
 
 
 def _between(start: float | None, end: float | None) -> float:

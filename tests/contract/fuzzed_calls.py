@@ -49,10 +49,10 @@ class Script:
     cancel_after: int = 0
     deadline_seconds: float | None = None
 
-    def __repr__(self) -> str:
-        """As much of it as can be read."""
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        # As much of it as can be read.
         requests = ", ".join(repr(str(request)[:200])[:300] for request in self.requests)
-        return f"Script({self.leaving}, {self.cancel_after}, {self.deadline_seconds}, [{requests[:3000]}])"
+        printer.text(f"Script({self.leaving}, {self.cancel_after}, {self.deadline_seconds}, [{requests[:3000]}])")
 
 
 @st.composite
@@ -141,7 +141,8 @@ async def play(method: Callable[..., Any], script: Script) -> Ended:
         with suppress(*GONE):
             await call.done_writing()
         error = await reading
-        code = await call.code() if error is None else error.code()
+        # Not the call's own code: a write that met the end of a call that went well has made it another.
+        code = error.code() if error else StatusCode.CANCELLED if call.cancelled() else StatusCode.OK
     return _checked(script, Ended(code, answers, error))
 
 

@@ -31,6 +31,8 @@ SOUNDS = (
 )
 # Lengths of what is repeated, beyond the few that are drawn one by one.
 COUNTS = (7, 8, 9, 48, 375, 2_000)
+# Most bytes of a row of messages: what is larger than a message may be is for a test of its own.
+ROW_BYTES = 2**21
 
 _integers = {
     FieldDescriptor.TYPE_UINT32: st.sampled_from([*EDGES, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1),
@@ -74,8 +76,13 @@ def _values(field: FieldDescriptor) -> SearchStrategy[Any]:
     one = _one_value(field)
     if not field.is_repeated:
         return one
-    many = st.tuples(one, st.sampled_from(COUNTS)).map(lambda drawn: [drawn[0]] * drawn[1])
+    many = st.tuples(one, st.sampled_from(COUNTS)).map(lambda drawn: _row(*drawn))
     return st.lists(one, max_size=3) | many
+
+
+def _row(one: Any, count: int) -> list[Any]:
+    size_bytes = one.ByteSize() if isinstance(one, Message) else 1
+    return [one] * min(count, ROW_BYTES // max(1, size_bytes))
 
 
 def _one_value(field: FieldDescriptor) -> SearchStrategy[Any]:

@@ -75,7 +75,7 @@ def audio_format(encoding: types_pb2.AudioEncoding, rate: int) -> types_pb2.Audi
 # --- what is served --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Mesh:
     """The three stages of the golden checkpoint and an orchestrator over them, each a server of its own."""
 
@@ -84,6 +84,9 @@ class Mesh:
     engines: dict[str, Any]
     registries: dict[str, CollectorRegistry]
     channels: dict[str, grpc.aio.Channel]
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text("mesh")
 
     @property
     def reasoner(self) -> reasoner_pb2_grpc.ReasonerServiceStub:

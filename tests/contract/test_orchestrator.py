@@ -22,8 +22,8 @@ from services.orchestrator.call_ending import CallEnding
 from services.orchestrator.opening import MAXIMUM_REPLY_SECONDS
 from services.orchestrator.service import SERVICE, OrchestratorService
 from services.orchestrator.settings import DEFAULT_INSTRUCTIONS
+from services.orchestrator.stage_requests import FRAMES_AHEAD, STEPS_AHEAD
 from services.orchestrator.track import Track
-from services.orchestrator.turn import FRAMES_AHEAD, STEPS_AHEAD
 from services.runtime.errors import MeshError, Unavailable, from_rpc_error
 from services.runtime.server import running
 from tests.contract.fake_mesh import (
