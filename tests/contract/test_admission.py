@@ -15,6 +15,7 @@ from chroma_mesh.speech.v1 import speech_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 
 from client import MeshError, connect
+from client.events import FinishReason, ReplyEnded
 from services.orchestrator.idle_limit import IdleLimit
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.session import Session
@@ -240,3 +241,16 @@ async def left_behind(mesh: Mesh) -> Counter[str]:
     # gRPC's own tasks come and go as it likes; those of its calls end when ours do.
     kept["task"] = sum("/services/" in repr(task) for task in asyncio.all_tasks())
     return kept
+
+
+async def test_the_sdk_goes_to_the_next_orchestrator_when_one_is_full() -> None:
+    async with Mesh().running(session_limit=1) as full, Mesh().running() as free:
+        async with full.converse() as session:
+            async with connect((full.address, free.address)) as mesh, mesh.session() as other:
+                await other.send_text("hello")
+                await other.end_turn()
+                endings = [event async for event in other.reply() if isinstance(event, ReplyEnded)]
+            await session.end()
+        assert [ending.reason for ending in endings] == [FinishReason.STOP]
+        assert free.count("replies_total", reason="stop") == 1
+        assert full.count("sessions_refused_total", reason="SESSIONS_IN_USE") == 1
