@@ -304,14 +304,13 @@ class Session:
         self._record.input_sample_count = boundary.input_sample_count
         self._record.setup.CopyFrom(setup_record(boundary.setup))
         self._record.memory.CopyFrom(memory)
-        said = journal_pb2.TurnRecord(pieces=reply.turn.parts())
         # One turn later than it could be: until then the reply before this one may have to be made again.
         forgotten = range(self._first_kept_turn, max(self._first_kept_turn, self._forgotten_turn_count))
         self._first_kept_turn = forgotten.stop
         self._forgotten_turn_count = memory.forgotten_count - self._opening_exchange_count
         await self._journal.save(
             {
-                turn_field(turn_index): said.SerializeToString(),
+                turn_field(turn_index): bytes(reply.turn.record),
                 reply_field(turn_index): self._last_record.SerializeToString(),
                 SESSION: self._record.SerializeToString(),
             },

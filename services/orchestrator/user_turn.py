@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from itertools import groupby
 
 import numpy as np
+from chroma_mesh.orchestrator.v1 import journal_pb2
 from chroma_mesh.types.v1 import types_pb2
 from numpy.typing import NDArray
 
@@ -46,6 +47,8 @@ class UserTurn:
     def __init__(self, audio_format: types_pb2.AudioFormat, clock: Clock) -> None:
         """`audio_format` is a `relayed_format`."""
         self.pieces: Track[bytes | str] = Track()
+        self.record = bytearray()
+        """The pieces as a TurnRecord, made as they come: at the end of a long turn it would take milliseconds."""
         self.ended_at = 0.0
         self.is_complete = False
         self.text_bytes = 0
@@ -88,22 +91,13 @@ class UserTurn:
         turn = cls(audio_format, clock)
         for is_text, group in groupby(parts, lambda part: part.WhichOneof("content") == "text"):
             for part in group:
-                turn.pieces.keep(part.text if is_text else part.audio.data)
+                turn._keep(part.text if is_text else part.audio.data)
                 turn.text_bytes += len(part.text.encode())
                 turn.sample_count += len(part.audio.data) // turn._sample_bytes
             turn.clip_count += not is_text
         turn.is_complete = True
         turn._end()
         return turn
-
-    def parts(self) -> list[types_pb2.ContentPart]:
-        """The pieces, each a part of its own."""
-        return [
-            types_pb2.ContentPart(text=piece)
-            if isinstance(piece, str)
-            else types_pb2.ContentPart(audio=types_pb2.Audio(format=self.audio_format, data=piece))
-            for piece in self.pieces.items
-        ]
 
     def add_audio(self, samples: NDArray[np.float32]) -> None:
         """Takes samples [count] at 16,000 Hz, full scale 1; refuses too much in all."""
@@ -117,7 +111,7 @@ class UserTurn:
             )
         self._waiting += _encode(samples, self.audio_format.encoding)
         while len(self._waiting) >= self._piece_bytes:
-            self.pieces.keep(bytes(self._waiting[: self._piece_bytes]))
+            self._keep(bytes(self._waiting[: self._piece_bytes]))
             del self._waiting[: self._piece_bytes]
 
     def add_text(self, text: str) -> None:
@@ -132,7 +126,7 @@ class UserTurn:
                 field="text.text",
             )
         self._end_clip()
-        self.pieces.keep(text)
+        self._keep(text)
 
     def complete(self) -> None:
         """Ends the turn; refuses one without anything, or with nothing but a clip that is too short.
@@ -184,9 +178,19 @@ class UserTurn:
         else:
             self.clip_count += 1
             if self._waiting:
-                self.pieces.keep(bytes(self._waiting))
+                self._keep(bytes(self._waiting))
         self._clip_sample_count = 0
         self._waiting.clear()
+
+    def _keep(self, piece: str | bytes) -> None:
+        self.pieces.keep(piece)
+        part = (
+            types_pb2.ContentPart(text=piece)
+            if isinstance(piece, str)
+            else types_pb2.ContentPart(audio=types_pb2.Audio(format=self.audio_format, data=piece))
+        )
+        # Messages of repeated fields are joined by joining their bytes.
+        self.record += journal_pb2.TurnRecord(pieces=[part]).SerializeToString()
 
 
 def _encode(samples: NDArray[np.float32], encoding: types_pb2.AudioEncoding) -> bytes:
