@@ -9,7 +9,7 @@ from chroma_mesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.access import Access
-from client.channel import open_channel
+from client.channel import KeyedChannel, open_channel
 from client.errors import from_rpc_error
 from client.message import Message
 from client.session import Session
@@ -40,6 +40,17 @@ class Mesh:
         self.address = self.addresses[0]
         self._access = access or Access()
         self._channels: list[grpc.aio.Channel] = []
+
+    @classmethod
+    def over(cls, channel: grpc.aio.Channel, address: str, api_key: str | None = None) -> Self:
+        """A mesh behind a channel that is the caller's, to close too; it is connected, and not to be entered.
+
+        `address` is what errors call it; the key goes with every call, encrypted or not.
+        """
+        mesh = cls(address)
+        metadata = (("authorization", f"Bearer {api_key}"),)
+        mesh._channels = [KeyedChannel(channel, metadata) if api_key else channel]
+        return mesh
 
     async def __aenter__(self) -> Self:
         self._channels = [open_channel(address, self._access) for address in self.addresses]

@@ -45,15 +45,20 @@ class ProcessSettings(BaseSettings):
         return (init_settings, env_settings) if env_settings.env_prefix else (init_settings,)
 
 
-class ServiceSettings(ProcessSettings):
-    """What every service can be told."""
+class ServerSettings(ProcessSettings):
+    """What every process that listens can be told."""
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
-    port: int = Field(0, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
+    port: int = Field(0, ge=0, le=65535, description="port to serve at; 0 takes any free one")
     metrics_port: int = Field(0, ge=0, le=65535, description="port for Prometheus metrics; 0 takes any free one")
     grace_seconds: float = Field(
         30.0, ge=0, le=3600, description="time that open streams get to end after SIGTERM, in seconds"
     )
+
+
+class ServiceSettings(ServerSettings):
+    """What every gRPC service can be told."""
+
     max_message_bytes: int = Field(
         MAX_MESSAGE_BYTES, ge=65536, le=2**31 - 1, description="largest message that is taken or sent, in bytes"
     )

@@ -445,7 +445,9 @@ class Mesh:
             self.service = OrchestratorService(self.settings, self.registry, clock)
             stack.push_async_callback(self.service.close)
             await self.service.prepare()
-            self.address, _ = await stack.enter_async_context(serving(self.service.add_to))
+            self.address, _ = await stack.enter_async_context(
+                serving(self.service.add_to, service="chroma_mesh.orchestrator.v1.OrchestratorService")
+            )
             self.channel = await stack.enter_async_context(
                 grpc.aio.insecure_channel(self.address, options=[("grpc.max_send_message_length", 2**24)])
             )

@@ -221,7 +221,7 @@ async def test_connects_and_disconnects_in_a_row_leave_nothing_behind() -> None:
         await come_and_go(len(LEAVING))
         before = await left_behind(mesh)
         await come_and_go(CONNECT_COUNT)
-        assert await left_behind(mesh) == before
+        assert await left_behind(mesh) - before == Counter()  # a task of the beginning may have ended since
         assert mesh.count("sessions_refused_total", reason="SESSIONS_IN_USE") > 0
 
 
