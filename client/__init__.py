@@ -14,12 +14,14 @@ from client.events import (
     Audio,
     Event,
     FinishReason,
+    PromptSize,
     ReplyEnded,
     ReplyStarted,
     SpeechStarted,
     SpeechStopped,
     Text,
     Timings,
+    TurnPart,
 )
 from client.message import Message, Role
 from client.pcm import USER_RATE_HZ, VOICE_RATE_HZ, Encoding, Samples
@@ -40,6 +42,7 @@ __all__ = [
     "Mesh",
     "MeshError",
     "Message",
+    "PromptSize",
     "ReplyEnded",
     "ReplySettings",
     "ReplyStarted",
@@ -53,6 +56,7 @@ __all__ = [
     "SpeechStopped",
     "Text",
     "Timings",
+    "TurnPart",
     "Voice",
     "VoiceExample",
     "connect",

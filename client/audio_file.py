@@ -1,6 +1,6 @@
 """Sound in files: any WAV, FLAC, OGG or MP3 in, WAV out."""
 
-from io import BytesIO
+from io import SEEK_SET, BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,58 +35,79 @@ def read_audio(path: Path, sample_rate_hz: int, *, maximum_seconds: float = MAXI
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
         with path.open("rb") as source:
-            check_complete(path, source)
-        return decode(path, sample_rate_hz, maximum_seconds)
+            check_complete(str(path), source)
+        # By name, so that the library itself seeks. From the root on, for it takes "-" for the standard input.
+        return decode(str(path), path.absolute(), sample_rate_hz, maximum_seconds)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def decode(path: Path, sample_rate_hz: int, maximum_seconds: float) -> Samples:
+def read_audio_bytes(
+    data: bytes, sample_rate_hz: int, *, name: str, maximum_seconds: float = MAXIMUM_SECONDS
+) -> Samples:
+    """As `read_audio`, of a file that is in memory; errors call it by `name`."""
+    if not data:
+        raise InputError(f"{name}: the file is empty")
+    source = FileInMemory(data)
+    check_complete(name, source)
+    source.seek(0)
+    return decode(name, source, sample_rate_hz, maximum_seconds)
+
+
+class FileInMemory(BytesIO):
+    """Bytes that the sound library may be led before the beginning of: as a file, it stays where it is then."""
+
+    def seek(self, offset: int, whence: int = SEEK_SET, /) -> int:
+        """Goes there, if there is such a place."""
+        # An exception would not reach the library, which is told the position, but be printed.
+        return self.tell() if whence == SEEK_SET and offset < 0 else super().seek(offset, whence)
+
+
+def decode(name: str, source: Path | BinaryIO, sample_rate_hz: int, maximum_seconds: float) -> Samples:
     """The samples of a complete file."""
     try:
-        # By name, so that the library itself seeks: led before the file's beginning, Python would print a trace.
-        # From the root on, for it takes "-" for the standard input.
-        with soundfile.SoundFile(path.absolute()) as sound:
+        with soundfile.SoundFile(source) as sound:
             rate, channels, frame_count = sound.samplerate, sound.channels, sound.frames
             if rate not in RATES_HZ:
-                raise InputError(f"{path}: {rate} Hz is no sound; expected {RATES_HZ[0]} to {RATES_HZ[-1]} Hz")
+                raise InputError(f"{name}: {rate} Hz is no sound; expected {RATES_HZ[0]} to {RATES_HZ[-1]} Hz")
             if channels > MAXIMUM_CHANNELS:
-                raise InputError(f"{path}: {channels} channels; expected at most {MAXIMUM_CHANNELS}")
+                raise InputError(f"{name}: {channels} channels; expected at most {MAXIMUM_CHANNELS}")
             if frame_count > maximum_seconds * rate:
-                raise InputError(f"{path}: {frame_count / rate:.0f} s long; expected at most {maximum_seconds:g} s")
+                raise InputError(f"{name}: {frame_count / rate:.0f} s long; expected at most {maximum_seconds:g} s")
+            # Block by block, for 300 s at 384,000 Hz would take half a gigabyte; the result is that of all at once.
+            resampled = None if rate == sample_rate_hz else soxr.ResampleStream(rate, sample_rate_hz, 1, "float32")
             blocks, read_count = [], 0
             while read_count < frame_count:
                 block = sound.read(BLOCK_SAMPLES // channels, dtype="float32", always_2d=True)
                 if not len(block):
-                    raise InputError(f"{path}: the file is cut short: {read_count} of {frame_count} samples are there")
-                with np.errstate(all="ignore"):
-                    blocks.append(block.mean(axis=1, dtype=np.float32))
+                    raise InputError(f"{name}: the file is cut short: {read_count} of {frame_count} samples are there")
                 read_count += len(block)
+                with np.errstate(all="ignore"):
+                    mono = block.mean(axis=1, dtype=np.float32)
+                blocks.append(resampled.resample_chunk(mono, read_count >= frame_count) if resampled else mono)
     except soundfile.LibsndfileError as error:
         cause = error.error_string.removeprefix("Error : ").rstrip(".")
-        raise InputError(f"{path}: damaged, or not a WAV, FLAC, OGG or MP3 file ({cause})") from None
+        raise InputError(f"{name}: damaged, or not a WAV, FLAC, OGG or MP3 file ({cause})") from None
     except TypeError:  # a name that ends in .raw makes the library expect samples without a header
-        raise InputError(f"{path}: not a WAV, FLAC, OGG or MP3 file") from None
+        raise InputError(f"{name}: not a WAV, FLAC, OGG or MP3 file") from None
     if not read_count:
-        raise InputError(f"{path}: there is no sound in the file")
+        raise InputError(f"{name}: there is no sound in the file")
     samples = np.concatenate(blocks)
-    if rate != sample_rate_hz:
-        samples = soxr.resample(samples, rate, sample_rate_hz)
     if not np.isfinite(samples).all():
-        raise InputError(f"{path}: the samples are not numbers (NaN or infinity)")
+        raise InputError(f"{name}: the samples are not numbers (NaN or infinity)")
     return samples
 
 
-def check_complete(path: Path, source: BinaryIO) -> None:
+def check_complete(name: str, source: BinaryIO) -> None:
     """Refuses a WAV or OGG file that is cut short, which the library would read as a shorter one."""
     head = source.read(4)
     size = source.seek(0, 2)
     if head == b"RIFF":
         missing = missing_wav_bytes(source, size)
         if missing:
-            raise InputError(f"{path}: the file is cut short: {missing} bytes of sound are missing")
+            raise InputError(f"{name}: the file is cut short: {missing} bytes of sound are missing")
     elif head == b"OggS" and not has_last_ogg_page(source, size):
-        raise InputError(f"{path}: the file is cut short: its last page is missing")
+        raise InputError(f"{name}: the file is cut short: its last page is missing")
 
 
 def missing_wav_bytes(source: BinaryIO, size: int) -> int:

@@ -8,6 +8,8 @@ import grpc
 from client.access import Access, is_loopback
 
 MAXIMUM_MESSAGE_BYTES = 16 * 2**20
+CONNECT_SECONDS = 3.0
+"""The longest that an attempt to connect may take, TLS included; gRPC calls it the shortest time between two."""
 
 MultiCallable = TypeVar("MultiCallable", bound=Callable[..., Any])
 Metadata = tuple[tuple[str, str], ...]
@@ -18,10 +20,13 @@ def open_channel(address: str, access: Access = Access()) -> grpc.aio.Channel:  
     options: list[tuple[str, int]] = [
         ("grpc.max_receive_message_length", MAXIMUM_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAXIMUM_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", 20_000),  # or a session would wait for ever for a machine that has gone
-        ("grpc.keepalive_timeout_ms", 10_000),
+        # For connections that are silent for long; a session in which something is owed is watched more closely.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),  # for TCP
+        ("grpc.http2.ping_timeout_ms", 10_000),  # for the ping
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),  # a session that is to go on waits for it
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", round(CONNECT_SECONDS * 1000)),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
     if is_loopback(address):  # a proxy of the environment cannot reach this machine's own services

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from client.access import Access
+from client.addresses import read_addresses
 from client.api_key import KeyLimits, Scope, new_key
 from client.audio_file import check_writable, read_audio, write_audio
 from client.call.command import call
@@ -51,7 +52,12 @@ key_app = typer.Typer(help="Make API keys for the users of a mesh.", no_args_is_
 app.add_typer(key_app, name="key")
 
 Address = Annotated[
-    str, typer.Option(help="Where the mesh's orchestrator listens.", metavar="HOST:PORT", envvar="CHROMA_MESH_ADDRESS")
+    str,
+    typer.Option(
+        help="Where the mesh's orchestrator listens; of several, a session goes on at another when it loses one.",
+        metavar="HOST:PORT,…",
+        envvar="CHROMA_MESH_ADDRESS",
+    ),
 ]
 Checkpoint = Annotated[
     str, typer.Option(help="A folder in the published layout, or random:tiny for a small random one.", metavar="SPEC")
@@ -139,7 +145,9 @@ def up(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of reasoner and speech, each; default: half the cores.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Where the orchestrator listens; stages stay on 127.0.0.1.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Where orchestrator and gateway listen; stages stay on 127.0.0.1.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The orchestrator's port; 0 is any free one.")] = 50050,
     reasoner_port: Annotated[int, typer.Option(min=0, max=65535, help="The reasoner's port; 0: any.")] = 0,
     speech_port: Annotated[int, typer.Option(min=0, max=65535, help="The speech stage's port; 0: any.")] = 0,
@@ -148,15 +156,29 @@ def up(
         int,
         typer.Option(
             min=0,
-            max=65532,
-            help="The orchestrator's metrics port; reasoner, speech and codec take the next three; 0: any.",
+            max=65531,
+            help="The orchestrator's metrics port; reasoner, speech, codec and gateway take the next four; 0: any.",
         ),
     ] = 0,
+    gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="Whether OpenAI's clients and browsers can call, over HTTP.")
+    ] = True,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The gateway's port; it listens on --host as well; 0: any.")
+    ] = 8080,
     voices: Annotated[Path | None, typer.Option(help="Folder that keeps created voices.", file_okay=False)] = None,
     default_voice: Annotated[str | None, typer.Option(help="The voice of sessions that name none.")] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            help="Where sessions are kept, so that they go on when an orchestrator is lost: a file, or "
+            "redis://host:port/db. Several orchestrators need it.",
+            metavar="FILE|URL",
+        ),
+    ] = None,
     logs: Logs = None,
 ) -> None:
-    """Start a mesh on this machine: reasoner, speech, codec and orchestrator; Ctrl-C stops it.
+    """Start a mesh on this machine: reasoner, speech, codec, orchestrator and gateway; Ctrl-C stops it.
 
     A service that ends by itself once it was ready is started again.
 
@@ -178,15 +200,19 @@ def up(
         speech_port=speech_port,
         codec_port=codec_port,
         metrics_port=metrics_port,
+        http_port=http_port if gateway else None,
         voices=voices,
         default_voice=default_voice,
+        journal=journal,
     )
 
     async def stay_up(console: Console, log: LineSink) -> None:
         async with running_mesh(settings, report=service_reporter(console), log=log, restart=True) as mesh:
             console.print(f"The mesh is ready at {in_words(mesh.addresses)}", style="bold")
+            if mesh.url is not None:
+                console.print(f"HTTP, for OpenAI's clients: {mesh.url}/v1", style="bold", highlight=False)
             console.print("Ctrl-C stops it. To talk to it:", style="dim")
-            console.print(f"  chroma-mesh talk question.wav --address {mesh.address}", style="dim")
+            console.print(f"  chroma-mesh talk question.wav --address {','.join(mesh.addresses)}", style="dim")
             await asyncio.Event().wait()
 
     check_server_installed()
@@ -249,7 +275,7 @@ def talk_command(
         max_frame_count=max_frames,
         max_step_count=max_steps,
     )
-    run(hold_conversation(Console(), address, settings, turns, outputs, access=context.obj))
+    run(hold_conversation(Console(), read_addresses(address), settings, turns, outputs, access=context.obj))
 
 
 @app.command("call")
@@ -320,7 +346,7 @@ def call_command(
     )
     call(
         CallSettings(
-            address=address,
+            addresses=read_addresses(address),
             access=context.obj,
             session=settings,
             script=None if mic else script,
@@ -336,12 +362,12 @@ def call_command(
 def voices_command(context: typer.Context, address: Address = DEFAULT_ADDRESS) -> None:
     """List the mesh's voices, add and remove them."""
     access: Access = context.obj
-    context.obj = (address, access)
+    context.obj = (read_addresses(address), access)
     if context.invoked_subcommand is not None:
         return
 
     async def list_voices() -> None:
-        async with connect(address, access) as mesh:
+        async with connect(read_addresses(address), access) as mesh:
             Console().print(voices_table(await mesh.voices()))
 
     run(list_voices())
@@ -356,14 +382,14 @@ def add_voice(
     shared: Annotated[
         bool, typer.Option("--shared", help="For all users of the mesh; default: where it asks for keys, yours alone.")
     ] = False,
-    address: Annotated[str | None, typer.Option(help="As of 'voices'.", metavar="HOST:PORT")] = None,
+    address: Annotated[str | None, typer.Option(help="As of 'voices'.", metavar="HOST:PORT,…")] = None,
 ) -> None:
     """Add a voice from an example and its transcript."""
     example = VoiceExample(text, read_audio(audio, VOICE_RATE_HZ, maximum_seconds=VOICE_SECONDS))
 
     async def add() -> None:
         of_voices, access = context.obj
-        async with connect(address or of_voices, access) as mesh:
+        async with connect(read_addresses(address) if address else of_voices, access) as mesh:
             voice = await mesh.add_voice(name, example, shared=shared)
             Console().print(f"Added {voice.name}, {voice.example_seconds:.1f} s.", markup=False)
 
@@ -374,13 +400,13 @@ def add_voice(
 def remove_voice(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A created voice; the built-in ones stay.")],
-    address: Annotated[str | None, typer.Option(help="As of 'voices'.", metavar="HOST:PORT")] = None,
+    address: Annotated[str | None, typer.Option(help="As of 'voices'.", metavar="HOST:PORT,…")] = None,
 ) -> None:
     """Remove a voice that was added."""
 
     async def remove() -> None:
         of_voices, access = context.obj
-        async with connect(address or of_voices, access) as mesh:
+        async with connect(read_addresses(address) if address else of_voices, access) as mesh:
             await mesh.remove_voice(name)
             Console().print(f"Removed {name}.", markup=False)
 
@@ -504,7 +530,7 @@ def demo(
 
     async def show(log: LineSink) -> None:
         async with running_mesh(mesh_settings, report=service_reporter(console), log=log) as mesh:
-            await hold_conversation(console, mesh.address, session_settings, [question], outputs)
+            await hold_conversation(console, mesh.addresses, session_settings, [question], outputs)
 
     with open_log(logs) as log:
         run(show(log))
@@ -512,6 +538,7 @@ def demo(
 
 @app.command("bench")
 def bench_command(
+    context: typer.Context,
     address: Annotated[
         str | None, typer.Option(help="A mesh that runs; without it, one is started for the run.", metavar="HOST:PORT")
     ] = None,
@@ -585,12 +612,14 @@ def bench_command(
     )
     if address is None:
         check_server_installed()
-    bench(settings, mesh if address is None else None, address or "", with_engines=engine, out=out, logs=logs)
+    # A mesh of its own asks for nothing.
+    access, own_mesh = (Access(), mesh) if address is None else (context.obj, None)
+    bench(settings, own_mesh, address or "", access=access, with_engines=engine, out=out, logs=logs)
 
 
 async def hold_conversation(
     console: Console,
-    address: str,
+    addresses: Sequence[str],
     settings: SessionSettings,
     turns: Sequence[Turn],
     outputs: Sequence[Path],
@@ -605,7 +634,7 @@ async def hold_conversation(
         write_audio(next(unwritten), reply.samples, reply.sample_rate_hz)
 
     with ReplyDisplay(console, maximum_seconds) as display:
-        replies = await talk(address, settings, turns, access=access, watch=display.watch, keep=keep)
+        replies = await talk(addresses, settings, turns, access=access, watch=display.watch, keep=keep)
     console.print(replies_table(replies, outputs))
     console.print(CONVENTIONS, style="dim")
 

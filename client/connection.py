@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client.access import Access
 from client.channel import KeyedChannel, open_channel
 from client.errors import from_rpc_error
+from client.front import Front
 from client.message import Message
 from client.session import Session
 from client.session_settings import ServerVad, SessionSettings, SoundFormat
@@ -128,8 +129,7 @@ class Mesh:
     def open_session(self, settings: SessionSettings) -> Session:
         """As `session`, from settings that are kept."""
         self._open_channel()
-        stubs = [orchestrator_pb2_grpc.OrchestratorServiceStub(channel) for channel in self._channels]
-        return Session(stubs[0], self.address, settings, others=tuple(zip(stubs, self.addresses, strict=True))[1:])
+        return Session([Front(*front) for front in zip(self._channels, self.addresses, strict=True)], settings)
 
     async def _answer(self, call: Awaitable[Answer]) -> Answer:
         try:

@@ -65,8 +65,20 @@ class Audio:
 
 
 @dataclass(frozen=True)
+class TurnPart:
+    """A part of the time from the end of the user turn to the reply's first sound; the proto has the names."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Timings:
-    """Where a reply's time went as the mesh saw it, in seconds; a part that did not happen is 0."""
+    """Where a reply's time went as the mesh saw it, in seconds; a part that did not happen is 0.
+
+    `parts` are what `first_audio_seconds` is made of, in the order in which they happened: each begins where the one
+    before it ends, and they add up to it. Empty for a reply without sound, and of a mesh that does not tell.
+    """
 
     queue_seconds: float
     first_step_seconds: float
@@ -74,6 +86,19 @@ class Timings:
     first_codec_audio_seconds: float
     first_audio_seconds: float
     total_seconds: float
+    parts: tuple[TurnPart, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptSize:
+    """How long a reply's prompt was, in positions of the reasoner: instructions, history and user turn.
+
+    `audio_position_count` are those of sound, `cached_position_count` those that the reasoner had of an earlier reply.
+    """
+
+    position_count: int
+    audio_position_count: int
+    cached_position_count: int
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,7 @@ class ReplyEnded:
     """The reply is complete; `text` is the whole text, what was spoken of a reply that was cut.
 
     `failure` is why a reply FAILED, with code UNAVAILABLE where another try may well go better; the session goes on.
+    `prompt` is None where it ended before its first step.
     """
 
     turn_index: int
@@ -90,6 +116,7 @@ class ReplyEnded:
     step_count: int
     timings: Timings
     failure: MeshError | None = None
+    prompt: PromptSize | None = None
 
 
 @dataclass(frozen=True)
@@ -142,8 +169,10 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
                     first_codec_audio_seconds=spent.first_codec_audio_seconds,
                     first_audio_seconds=spent.first_audio_seconds,
                     total_seconds=spent.total_seconds,
+                    parts=tuple(TurnPart(part.name, part.seconds) for part in spent.parts),
                 ),
                 failure=_failure(ended.failure) if ended.HasField("failure") else None,
+                prompt=_prompt_size(ended.prompt) if ended.HasField("prompt") else None,
             )
         case "speech_started":
             return SpeechStarted(message.speech_started.turn_index, message.speech_started.audio_sample)
@@ -151,6 +180,10 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
             return SpeechStopped(message.speech_stopped.turn_index, message.speech_stopped.audio_sample)
         case _:
             return None
+
+
+def _prompt_size(prompt: types_pb2.PromptSize) -> PromptSize:
+    return PromptSize(prompt.position_count, prompt.audio_position_count, prompt.cached_position_count)
 
 
 def _failure(failure: orchestrator_pb2.ReplyFailure) -> MeshError:

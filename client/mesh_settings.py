@@ -10,6 +10,9 @@ from client.errors import InputError
 
 STAGES = ("reasoner", "speech", "codec")
 SERVICES = (*STAGES, "orchestrator")
+GATEWAY = "gateway"
+"""In front of the orchestrators, where a mesh is to speak HTTP."""
+
 GRACE_SECONDS = 5
 """What open streams get to finish when the mesh is stopped."""
 
@@ -47,8 +50,10 @@ class MeshSettings:
 
     `replicas` says how many processes a service has, where it is not one; further ones take the ports after the first
     one's. `host` and `port` are the orchestrator's; the stages listen on 127.0.0.1 only. `metrics_port` is the
-    orchestrator's, the reasoner, speech and codec take those after it. `threads` is for each process of the reasoner
-    and of speech. `memory_gib` is what all stages may take together, in GiB.
+    orchestrator's, the reasoner, speech, codec and gateway take those after it. `http_port` is the gateway's, which
+    listens where the orchestrator does; None: there is no gateway. `threads` is for each process of the reasoner
+    and of speech. `memory_gib` is what all stages may take together, in GiB. `journal` is where sessions
+    are kept, which several orchestrators need.
     """
 
     checkpoint: str = "random:tiny"
@@ -65,12 +70,20 @@ class MeshSettings:
     speech_port: int = 0
     codec_port: int = 0
     metrics_port: int = 0
+    http_port: int | None = None
     voices: Path | None = None
     default_voice: str | None = None
+    journal: str | None = None
 
     def __post_init__(self) -> None:
         if self.placement is Placement.COLOCATED and any(self.replica_count(stage) > 1 for stage in STAGES):
             raise InputError("several replicas of a stage need a process for each: give --placement separate")
+        has_journal = self.journal is not None or "CHROMA_ORCHESTRATOR_JOURNAL" in os.environ
+        if self.replica_count("orchestrator") > 1 and not has_journal:
+            raise InputError(
+                "several orchestrators need a journal, or a session ends with the one that it is at: give --journal "
+                "with a file or redis://host:port/db"
+            )
 
     @property
     def stage_processes(self) -> dict[str, tuple[str, ...]]:
@@ -92,14 +105,18 @@ class MeshSettings:
     def flags(
         self, process: str, stage_addresses: Mapping[str, str], index: int = 0, ports: Mapping[str, int] | None = None
     ) -> list[str]:
-        """The command line flags of a process: an orchestrator's, or those of one that holds stages.
+        """The command line flags of a process: the gateway's, an orchestrator's, or those of one that holds stages.
 
-        `index` counts the replicas of the same service. `ports` are those that it had before, as "port" and
-        "metrics-port", each behind "<stage>-" where the process holds several.
+        `stage_addresses` are those of what it calls: stages, or orchestrators. `index` counts the replicas of the same
+        service. `ports` are those that it had before, as "port" and "metrics-port", each behind "<stage>-" where the
+        process holds several.
         """
         if process == "orchestrator":
             flags = [*self._shared_flags(self.host), *self._listening_flags("", process, index)]
             flags += self._orchestrator_flags(stage_addresses)
+        elif process == GATEWAY:
+            flags = [*self._shared_flags(self.host), *self._listening_flags("", process, index)]
+            flags += ["--orchestrator-address", stage_addresses["orchestrator"]]
         else:
             flags = [*self._shared_flags("127.0.0.1"), "--checkpoint", self.checkpoint, "--device", self.device]
             if process != "codec":
@@ -118,9 +135,10 @@ class MeshSettings:
     @property
     def fixed_addresses(self) -> list[tuple[str, int]]:
         """Host and port of everything that is to listen at a certain place."""
-        replicas = [(service, index) for service in SERVICES for index in range(self.replica_count(service))]
+        services = SERVICES if self.http_port is None else (*SERVICES, GATEWAY)
+        replicas = [(service, index) for service in services for index in range(self.replica_count(service))]
         places = [
-            (self.host if service == "orchestrator" else "127.0.0.1", port)
+            ("127.0.0.1" if service in STAGES else self.host, port)
             for service, index in replicas
             for port in (self._port(service, index), self._metrics_port(service, index))
         ]
@@ -132,11 +150,12 @@ class MeshSettings:
             "reasoner": self.reasoner_port,
             "speech": self.speech_port,
             "codec": self.codec_port,
+            GATEWAY: self.http_port or 0,
         }[service]
         return first + index if first else 0
 
     def _metrics_port(self, service: str, index: int) -> int:
-        order = ("orchestrator", *STAGES)
+        order = ("orchestrator", *STAGES, GATEWAY)
         before = sum(self.replica_count(other) for other in order[: order.index(service)])
         return self.metrics_port + before + index if self.metrics_port else 0
 
@@ -155,6 +174,8 @@ class MeshSettings:
             flags += ["--voices", str(self.voices)]
         if self.default_voice is not None:
             flags += ["--default-voice", self.default_voice]
+        if self.journal is not None:
+            flags += ["--journal", self.journal]
         return flags
 
     def _thread_flags(self, prefix: str, stage: str) -> list[str]:

@@ -1,19 +1,18 @@
 """One conversation with the mesh."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 import numpy as np
-from chroma_mesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
-from client.call_status import CallStatus
 from client.errors import MeshError, from_rpc_error
 from client.events import Event, ReplyEnded, read_event
+from client.front import Front, Line
 from client.session_settings import ReplySettings, SessionSettings
 from client.unkept import HEARD_SECONDS, Unkept
 
@@ -27,23 +26,18 @@ FULL_REASONS = ("NO_CAPACITY", "SESSIONS_IN_USE")
 FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 2.0
 """Between two attempts to go on with a session; doubled each time."""
 
-RESUME_ANSWER_SECONDS = 10
+RESUME_ANSWER_SECONDS = 5
 """The longest that an attempt may take."""
 
 FRUITLESS_LIMIT = 5
 """How often a session goes on in a new call without anything coming of it."""
 
-Stub: TypeAlias = orchestrator_pb2_grpc.OrchestratorServiceStub
+REPLY_ANSWER_SECONDS, ANSWER_SECONDS = 1.5, 5.0
+"""What an orchestrator that is silent gets to say that it is there: while its reply is played, and before, when what
+was sent may still be on its way to it. Twice as long after each call that came to nothing, for it may be too short."""
+
+Value = TypeVar("Value")
 Failure: TypeAlias = grpc.aio.AioRpcError | asyncio.InvalidStateError
-
-
-@dataclass(frozen=True)
-class Line:
-    """A call of the session, and whom it goes to."""
-
-    call: "grpc.aio.StreamStreamCall[Any, Any]"
-    status: CallStatus
-    address: str
 
 
 class Session:
@@ -57,15 +51,13 @@ class Session:
     gap in its replies or a repeat. What the mesh has not got yet is sent again. MeshError is raised when that fails.
     """
 
-    def __init__(
-        self, stub: Stub, address: str, settings: SessionSettings, *, others: Sequence[tuple[Stub, str]] = ()
-    ) -> None:
-        """`others` are further orchestrators of the mesh, with their addresses."""
+    def __init__(self, fronts: Sequence[Front], settings: SessionSettings) -> None:
+        """`fronts` are the mesh's orchestrators, the first of which is tried first."""
         self.settings = settings
         self.id = ""
         self.samples_per_frame = 0
         self.sample_rate_hz = 0
-        self._fronts = [(stub, address), *others]
+        self._fronts = tuple(fronts)
         self._front_index = 0
         self._line: Line | None = None
         self._send_lock = asyncio.Lock()
@@ -77,6 +69,11 @@ class Session:
         self._fruitless_count = 0
         self._is_ended = False
         self._is_cancelled = False
+
+    @property
+    def address(self) -> str:
+        """Where the session's call goes, "host:port": another one after the connection was lost."""
+        return self._open_line().address
 
     async def __aenter__(self) -> Self:
         """Opens the session: returns when the mesh has accepted it."""
@@ -201,7 +198,7 @@ class Session:
         line = self._open_line()
         self._unkept.send(request)
         try:
-            await _put(line, request)
+            await self._put(line, request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:  # the latter: the call has ended before
             await self._go_on(line, error)  # and with it this message
 
@@ -210,8 +207,8 @@ class Session:
         while True:
             line = self._open_line()
             try:
-                response = await line.call.read()
-            except grpc.aio.AioRpcError as error:
+                response = await self._watched(line, line.call.read())
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 await self._go_on(line, error)
                 continue
             if not isinstance(response, orchestrator_pb2.ConverseResponse):  # EOF
@@ -254,7 +251,7 @@ class Session:
         opened = await self._open(line, self._unkept.open_message())
         try:
             for request in self._unkept.resend(opened):
-                await _put(line, request)
+                await self._put(line, request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             raise self._ended(line, error) from None
         except BaseException:
@@ -263,15 +260,34 @@ class Session:
         return line
 
     def _new_line(self) -> Line:
-        stub, address = self._fronts[self._front_index % len(self._fronts)]
-        call = stub.Converse(metadata=(("x-session-id", self.id),) if self.id else None)
-        return Line(call, CallStatus(call), address)
+        return self._fronts[self._front_index % len(self._fronts)].call(self.id)
+
+    async def _put(self, line: Line, request: orchestrator_pb2.ConverseRequest) -> None:
+        await self._watched(line, line.call.write(request))
+        if request.HasField("end"):
+            await line.call.done_writing()
+
+    async def _watched(self, line: Line, action: Awaitable[Value]) -> Value:
+        """Reads or writes; the call is given up when the orchestrator owes something and is not there any more."""
+        with line.silence.watched(self._answer_seconds):
+            try:
+                return await action
+            except asyncio.CancelledError:
+                if not line.silence.is_given_up or _is_being_cancelled():
+                    raise
+        raise asyncio.InvalidStateError
+
+    def _answer_seconds(self) -> float | None:
+        if self.id and not self._unkept.is_owed:  # without an id it owes one
+            return None
+        seconds = REPLY_ANSWER_SECONDS if self._unkept.is_in_reply else ANSWER_SECONDS
+        return seconds * 2**self._fruitless_count
 
     async def _open(self, line: Line, message: orchestrator_pb2.ConverseOpen) -> orchestrator_pb2.ConverseOpened:
         try:
             async with asyncio.timeout(RESUME_ANSWER_SECONDS if message.HasField("resume") else None):
-                await line.call.write(orchestrator_pb2.ConverseRequest(open=message))
-                response = await line.call.read()
+                await self._watched(line, line.call.write(orchestrator_pb2.ConverseRequest(open=message)))
+                response = await self._watched(line, line.call.read())
             if not isinstance(response, orchestrator_pb2.ConverseResponse) or not response.HasField("opened"):
                 raise self._broken(line, "did not open the session")
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
@@ -286,6 +302,9 @@ class Session:
         return response.opened
 
     def _ended(self, line: Line, error: Failure) -> MeshError:
+        if line.silence.is_given_up:
+            message = f"the mesh at {line.address} does not answer{' any more' if self.id else ''}"
+            return MeshError(grpc.StatusCode.UNAVAILABLE, "UNREACHABLE", message)
         status = line.status.peers_error
         if status is None and isinstance(error, grpc.aio.AioRpcError):
             status = error
@@ -309,16 +328,15 @@ class Session:
         await _hang_up(self._open_line())
 
 
-async def _put(line: Line, request: orchestrator_pb2.ConverseRequest) -> None:
-    await line.call.write(request)
-    if request.HasField("end"):
-        await line.call.done_writing()
-
-
 async def _hang_up(line: Line) -> None:
     line.call.cancel()
     with suppress(asyncio.CancelledError):
         await line.call.code()
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _may_try_again(error: MeshError) -> bool:

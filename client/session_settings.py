@@ -29,13 +29,15 @@ class ServerVad:
 
     `threshold`: how sure it must be that it hears speech, 0 ..= 1; `prefix_padding_ms` 0 ..= 5000: sound kept from
     before the speech was noticed; `silence_duration_ms` 100 ..= 10000: silence after which the turn is over;
-    `barge_in`: whether speech during a reply stops the reply, by default it does.
+    `barge_in`: whether speech during a reply stops the reply, by default it does; `ends_turns`: whether silence ends
+    the turn, by default it does, and otherwise only `end_turn`.
     """
 
     threshold: float | None = None
     prefix_padding_ms: int | None = None
     silence_duration_ms: int | None = None
     barge_in: bool | None = None
+    ends_turns: bool | None = None
 
     def wire(self) -> orchestrator_pb2.TurnDetection:
         """The settings as the protos say them."""
@@ -44,6 +46,7 @@ class ServerVad:
             prefix_padding_ms=self.prefix_padding_ms,
             silence_duration_ms=self.silence_duration_ms,
             barge_in=self.barge_in,
+            ends_turns=self.ends_turns,
         )
         return orchestrator_pb2.TurnDetection(server_vad=server_vad)
 

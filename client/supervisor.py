@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from client.errors import ClientError, MeshError
-from client.mesh_settings import GRACE_SECONDS, STAGES, MeshSettings
+from client.mesh_settings import GATEWAY, GRACE_SECONDS, STAGES, MeshSettings
 
-SERVER_PACKAGES = ("torch", "transformers", "structlog", "pydantic_settings")
+SERVER_PACKAGES = ("torch", "transformers", "structlog", "pydantic_settings", "fastapi", "uvicorn")
 KILL_SECONDS = 5
 """What a service gets on top of the grace time before it is killed."""
 
@@ -237,6 +237,11 @@ class RunningMesh:
         """Where the orchestrators listen."""
         return addresses(self.services, self.replicas("orchestrator"))
 
+    @property
+    def url(self) -> str | None:
+        """Where the gateway answers HTTP; None without one."""
+        return f"http://{self.services[GATEWAY].address.result()}" if GATEWAY in self.services else None
+
     def replicas(self, service: str) -> list[str]:
         """The names of a service's replicas."""
         return replica_names(self._settings, service)
@@ -337,7 +342,7 @@ class Supervisor:
         self._watching: list[asyncio.Task[None]] = []
 
     async def start(self, readers: asyncio.TaskGroup, watchers: asyncio.TaskGroup) -> RunningMesh:
-        """Starts the stages side by side, then the orchestrators in front of them.
+        """Starts the stages side by side, then the orchestrators in front of them, then the gateway.
 
         `watchers` fails when a process ends for good; `readers` goes on until the last of them has.
         """
@@ -352,7 +357,13 @@ class Supervisor:
         fronts = self._keep("orchestrator", ("orchestrator",), stage_addresses, readers, watchers)
         for service in fronts.values():
             await service.ready.wait()
-        return RunningMesh(self._settings, services | fronts)
+        services |= fronts
+        if self._settings.http_port is not None:
+            called = {"orchestrator": ",".join(addresses(fronts, list(fronts)))}
+            gateway = self._keep(GATEWAY, (GATEWAY,), called, readers, watchers)
+            await gateway[GATEWAY].ready.wait()
+            services |= gateway
+        return RunningMesh(self._settings, services)
 
     async def wait_for_end(self) -> None:
         """Gives the end of a service a moment to be noticed; the watchers then interrupt the caller."""
@@ -365,11 +376,15 @@ class Supervisor:
             task.cancel()
 
     async def stop(self) -> None:
-        """Stops the orchestrators, which drain through the stages, then the stages; cancelled, it kills them all."""
+        """Stops the gateway, then the orchestrators, which drain through the stages, then these.
+
+        Cancelled, it kills them all.
+        """
         fronts = replica_names(self._settings, "orchestrator")
         try:
+            await self._stop(GATEWAY)
             await self._stop(*fronts)
-            await self._stop(*(name for name in self._processes if name not in fronts))
+            await self._stop(*(name for name in self._processes if name not in (*fronts, GATEWAY)))
         finally:
             for child in self._processes.values():
                 send_signal(child.process, signal.SIGKILL)

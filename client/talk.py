@@ -67,7 +67,7 @@ class ReplyClock:
 
 
 async def talk(
-    address: str,
+    addresses: Sequence[str],
     settings: SessionSettings,
     turns: Sequence[Turn],
     *,
@@ -82,7 +82,7 @@ async def talk(
     """
     replies = []
     hurried = replace(settings, ahead_seconds=math.inf)
-    async with connect(address, access) as mesh, mesh.open_session(hurried) as session:
+    async with connect(addresses, access) as mesh, mesh.open_session(hurried) as session:
         for turn in turns:
             reply = await take_turn(session, turn, watch)
             keep(reply)

@@ -8,6 +8,33 @@ HEARD_SECONDS = 300
 """Where the mesh hears turns, sound that is older belongs to no turn that it has not taken yet."""
 
 
+class SpeechCount:
+    """How often the mesh has said of its newest turn that the user speaks, or has stopped.
+
+    It says so again when it is told the turn again.
+    """
+
+    def __init__(self) -> None:
+        self._turn_index = -1
+        self._count = 0
+        self._again_count = 0
+
+    def is_new(self, turn_index: int) -> bool:
+        """The mesh says it of this turn; returns whether for the first time."""
+        if turn_index != self._turn_index:
+            if turn_index < self._turn_index:
+                return False
+            self._turn_index, self._count, self._again_count = turn_index, 0, 0
+        self._again_count += 1
+        is_new = self._again_count > self._count
+        self._count = max(self._count, self._again_count)
+        return is_new
+
+    def begin_again(self) -> None:
+        """The turn is told again."""
+        self._again_count = 0
+
+
 class Unkept:
     """The messages that would have to be sent again, and the position among those that came.
 
@@ -26,7 +53,17 @@ class Unkept:
         self._sound_bytes = 0
         self._audio_index = 0
         self._position = orchestrator_pb2.ConverseResume()
-        self._started_speech = self._stopped_speech = -1
+        self._started_speech, self._stopped_speech = SpeechCount(), SpeechCount()
+
+    @property
+    def is_in_reply(self) -> bool:
+        """Whether a reply has begun, and not ended."""
+        return self._position.is_started
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether the mesh has something to say: to what it has not answered, or of a reply that has begun."""
+        return self.is_in_reply or any(map(_is_answered, reversed(self._sent)))
 
     def send(self, request: orchestrator_pb2.ConverseRequest) -> None:
         """This is about to be sent."""
@@ -59,13 +96,9 @@ class Unkept:
                 position.turn_index = response.reply_ended.turn_index + 1
                 self._sent = [None if _is_cancel(request) else request for request in self._sent]
             case "speech_started":
-                if response.speech_started.turn_index <= self._started_speech:
-                    return False
-                self._started_speech = response.speech_started.turn_index
+                return self._started_speech.is_new(response.speech_started.turn_index)
             case "speech_stopped":
-                if response.speech_stopped.turn_index <= self._stopped_speech:
-                    return False
-                self._stopped_speech = response.speech_stopped.turn_index
+                return self._stopped_speech.is_new(response.speech_stopped.turn_index)
         return True
 
     def open_message(self) -> orchestrator_pb2.ConverseOpen:
@@ -81,6 +114,8 @@ class Unkept:
         self._kept_count = opened.kept_message_count
         self._sent = [request for request in self._sent if request is not None]
         self._audio_index = 0
+        self._started_speech.begin_again()
+        self._stopped_speech.begin_again()
         index = 0
         while index < len(self._sent):
             request = self._sent[index]
@@ -107,6 +142,10 @@ class Unkept:
             if request is not None and request.audio.data:
                 self._sound_bytes -= len(request.audio.data)
                 self._sent[index] = None
+
+
+def _is_answered(request: orchestrator_pb2.ConverseRequest | None) -> bool:
+    return request is not None and request.WhichOneof("payload") in ("audio", "text", "end_turn", "end")
 
 
 def _is_cancel(request: orchestrator_pb2.ConverseRequest | None) -> bool:

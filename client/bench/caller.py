@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from chroma_mesh.orchestrator.v1 import orchestrator_pb2_grpc
 
 from client.bench.player import Packet
 from client.bench.reply_record import ReplyRecord
@@ -16,6 +15,7 @@ from client.bench.sound import user_sound
 from client.clock import Clock
 from client.errors import MeshError
 from client.events import Audio, ReplyEnded
+from client.front import Front
 from client.pcm import USER_RATE_HZ, Encoding, Samples
 from client.session import Session
 from client.session_settings import SessionSettings
@@ -53,7 +53,7 @@ class Line:
             max_step_count=self.shape.step_count,
             ahead_seconds=ahead_seconds,
         )
-        return Session(orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel), self.address, settings)
+        return Session([Front(self.channel, self.address)], settings)
 
 
 class Caller:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from client.access import Access
 from client.bench.measurement import Measurement
 from client.bench.progress import BenchProgress
 from client.bench.report import Report, described, markdown, write_json
@@ -30,13 +31,15 @@ def bench(
     mesh: MeshSettings | None,
     address: str,
     *,
+    access: Access,
     with_engines: bool,
     out: Path | None,
     logs: str | None,
 ) -> None:
     """Measures, prints the tables and writes the files, also of a run that was stopped or broke on its way.
 
-    `mesh` is started for the run; None measures the one at `address`. ClientError when no reply came at all, and what
+    `mesh` is started for the run; None measures the one at `address`, which is reached by
+    `access`. ClientError when no reply came at all, and what
     stopped the run at the end of everything.
     """
     make_folder(out)
@@ -50,7 +53,7 @@ def bench(
     stopped: ClientError | None = None
     try:
         with open_log(logs) as log, BenchProgress(Console(stderr=True)) as progress:
-            run(Measurement(report, with_engines, progress, log).run())
+            run(Measurement(report, access, with_engines, progress, log).run())
     except ClientError as error:
         stopped = error
     if not report.reply_count:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from client.access import Access
 from client.bench.caller import Line
 from client.bench.engine_part import engine_command, measure_engines
 from client.bench.flatness import FlatnessDriver
@@ -26,9 +27,10 @@ from client.supervisor import LineSink, running_mesh
 
 @dataclass(frozen=True)
 class Measurement:
-    """Fills a report; the services' lines go to `log`."""
+    """Fills a report; the services' lines go to `log`. `access` is how the mesh is reached."""
 
     report: Report
+    access: Access
     with_engines: bool
     progress: BenchProgress
     log: LineSink
@@ -54,7 +56,7 @@ class Measurement:
 
     async def _measure_mesh(self, pids: Mapping[str, int]) -> None:
         report, names = self.report, process_names(pids)
-        async with connect(report.address) as mesh, open_channel(report.address) as channel:
+        async with connect(report.address, self.access) as mesh, open_channel(report.address, self.access) as channel:
             if not await mesh.is_ready():
                 raise ClientError(f"the mesh at {report.address} takes no sessions now: it is starting or stopping")
             async with self._voice(mesh) as voice:

@@ -24,16 +24,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class FirstAudioParts:
-    """Where the time to the first audio went on average, in seconds; all but `queue` add up to `total`.
+    """Where the time to the first audio went on average, in seconds: the mesh's parts by name, in order, and `rest`.
 
-    `queue` is within the others. `rest` is what the mesh did not see: the wire and the client; in an open loop also the
+    All add up to `total`. `rest` is what the mesh did not see: the wire and the client; in an open loop also the
     opening of the session and the driver's lateness.
     """
 
-    queue: float
-    first_step: float
-    first_frame: float
-    first_codec_audio: float
+    mesh: dict[str, float]
     rest: float
     total: float
 
@@ -109,13 +106,14 @@ def first_audio_parts(replies: Sequence[ReplyRecord]) -> FirstAudioParts | None:
     heard = [(reply.timings, reply.packets[0].seconds) for reply in replies if reply.packets]
     if not heard:
         return None
+    seconds: dict[str, list[float]] = {}
+    for timings, _ in heard:
+        for part in timings.parts:
+            seconds.setdefault(part.name, []).append(part.seconds)
     return FirstAudioParts(
-        queue=mean([timings.queue_seconds for timings, _ in heard]),
-        first_step=mean([timings.first_step_seconds for timings, _ in heard]),
-        first_frame=mean([timings.first_frame_seconds for timings, _ in heard]),
-        first_codec_audio=mean([timings.first_codec_audio_seconds for timings, _ in heard]),
-        rest=mean([seconds - timings.first_audio_seconds for timings, seconds in heard]),
-        total=mean([seconds for _, seconds in heard]),
+        mesh={name: math.fsum(of_part) / len(heard) for name, of_part in seconds.items()},
+        rest=mean([whole - math.fsum(part.seconds for part in timings.parts) for timings, whole in heard]),
+        total=mean([whole for _, whole in heard]),
     )
 
 

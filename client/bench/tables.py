@@ -137,25 +137,36 @@ def latency_table(rows: Sequence[Row]) -> ReportTable:
 
 def first_audio_table(rows: Sequence[Row]) -> ReportTable:
     """Where the wait goes."""
+    known = [(record, parts) for record, summary in rows if (parts := summary.first_audio_parts)]
+    columns = list(dict.fromkeys(part_column(name) for _, parts in known for name in parts.mesh))
     return ReportTable(
         "Where the time to the first audio goes, mean ms",
-        ["load", "first\nstep", "first\nframe", "first\ncodec audio", "wire,\ncaller", "TTFA", "in it:\nqueue"],
+        ["load", *(column.replace(" ", "\n") for column in columns), "wire,\ncaller", "TTFA"],
         [
             [
                 label(record),
-                milliseconds(parts.first_step),
-                milliseconds(parts.first_frame),
-                milliseconds(parts.first_codec_audio),
+                *(
+                    milliseconds(sum(seconds for name, seconds in parts.mesh.items() if part_column(name) == column))
+                    for column in columns
+                ),
                 milliseconds(parts.rest),
                 milliseconds(parts.total),
-                milliseconds(parts.queue),
             ]
-            for record, summary in rows
-            if (parts := summary.first_audio_parts)
+            for record, parts in known
         ],
-        "The first four add up to TTFA. Wire, caller: what the mesh did not see; in an open loop also opening the "
-        "session and the driver's lateness. Queue: the longest wait for a slot of the three stages.",
+        "All before TTFA add up to it. Lost, queue, hops: of the three stages together. Lost: calls that came to "
+        "nothing. Encode, prefill, voice prefill: what was left to do at the end of the turn, and when the first step "
+        "came. Wire, caller: what the mesh did not see; in an open loop also opening the session and the driver's "
+        "lateness.",
     )
+
+
+def part_column(name: str) -> str:
+    """The heading under which a part of the first audio stands: what every stage has stands under one."""
+    for ending, heading in (("_lost", "lost"), ("_queue", "queue"), ("_hop", "hops")):
+        if name.endswith(ending):
+            return heading
+    return name.replace("_", " ")
 
 
 def steadiness_table(rows: Sequence[Row]) -> ReportTable:

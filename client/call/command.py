@@ -32,7 +32,7 @@ async def hold(settings: CallSettings, console: Console) -> None:
     """One call."""
     display = CallDisplay(console)
     clock = FastClock(WallClock(), settings.speed)
-    async with connect(settings.address, settings.access) as mesh, mesh.open_session(settings.session) as session:
+    async with connect(settings.addresses, settings.access) as mesh, mesh.open_session(settings.session) as session:
         with ExitStack() as devices:
             keeps_sound = settings.out is not None
             caller: Caller | MicrophoneCaller

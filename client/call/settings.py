@@ -1,6 +1,7 @@
 """What `chroma-mesh call` is asked to do."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -34,7 +35,7 @@ class CallSettings:
     `speed`: how many times as fast as real time the caller lives; `out` and `json` are files to write, where given.
     """
 
-    address: str
+    addresses: Sequence[str]
     session: SessionSettings
     script: Script | None
     packet_ms: int
@@ -47,7 +48,7 @@ class CallSettings:
         """What a report says of them."""
         sound_formats = {"input": self.session.input_format, "output": self.session.output_format}
         return {
-            "address": self.address,
+            "address": ",".join(self.addresses),
             **{
                 name: {"encoding": sound_format.encoding.value, "sample_rate_hz": sound_format.sample_rate_hz}
                 for name, sound_format in sound_formats.items()

@@ -24,12 +24,15 @@ class DecodeStream(Stream[Frame, Samples]):
         super().__init__()
         self.played_frame_count = played_frame_count
         self.frame_count = 0
+        # How long the device worked at the first frame that is given out.
+        self.decode_seconds = 0.0
 
-    def decoded(self, samples: Samples) -> None:
-        """Takes the next frame's sound; on the device thread."""
+    def decoded(self, samples: Samples, took_seconds: float) -> None:
+        """Takes the next frame's sound, and how long it took; on the device thread."""
         if self.frame_count == self.played_frame_count:
             # From its first sound on the listener needs a frame as often as frames last.
             self.due_at = max(self.due_at, time.perf_counter())
+            self.decode_seconds = took_seconds
         if self.frame_count >= self.played_frame_count:
             self.emit(samples)
         self.frame_count += 1
@@ -92,6 +95,7 @@ class CodecEngine(SlotEngine[DecodeStream]):
         return stream.due_at + (stream.frame_count - stream.played_frame_count) * frame_seconds
 
     def _decode(self, due: list[DecodeStream]) -> None:
+        began_at = time.perf_counter()
         try:
             decoded = self._decoder.step({stream.slot: stream.take() for stream in due})
         except Exception as error:
@@ -99,5 +103,7 @@ class CodecEngine(SlotEngine[DecodeStream]):
             for stream in due:
                 stream.fail(error)
             return
+        took_seconds = time.perf_counter() - began_at
+        self.count_step(len(due))
         for stream in due:
-            stream.decoded(decoded[stream.slot])
+            stream.decoded(decoded[stream.slot], took_seconds)

@@ -18,6 +18,7 @@ from services.runtime.audio import check_duration, check_format, decode_pcm, enc
 from services.runtime.errors import InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import check_frame
+from services.runtime.tracing import call_span, current_span
 from services.stage.due import check_due
 from services.stage.refusals import refusals
 
@@ -47,7 +48,9 @@ class CodecService(codec_pb2_grpc.CodecServiceServicer):
         """Gives the servicer its engine."""
         self._engine = engine
         self._metrics.slots.watch(lambda: engine.slots_in_use, engine.slot_count)
+        self._metrics.slots.watch_memory(lambda: engine.memory().free_bytes, engine.memory().total_bytes)
         engine.on_cut = self._metrics.slots.release.observe
+        engine.on_step = self._metrics.slots.batch_size.observe
 
     async def Encode(
         self,
@@ -71,13 +74,15 @@ class CodecService(codec_pb2_grpc.CodecServiceServicer):
 
     async def Decode(self, requests: AsyncIterator[codec_pb2.DecodeRequest], context: DecodeContext) -> None:
         """One reply's sound; the law of the stream is in the proto."""
-        with self._metrics.slots.count_stream(), refusals():
+        with self._metrics.slots.count_stream(), call_span("codec") as span, refusals():
             reader = RequestStream(requests)
             opening = _check_open(await reader.open(), self._engine.codec)
             stream = DecodeStream(opening.played_frame_count)
             stream.due_seconds = opening.due_seconds
             async with self._engine.open(stream):
                 self._metrics.slots.queue_wait.observe(stream.queue_seconds)
+                if span is not None:
+                    span.parts(time.perf_counter() - stream.queue_seconds, ("queue", stream.queue_seconds))
                 await context.write(self._opened(stream))
                 reply = Reply(opening, stream, self._engine.codec, self._metrics)
                 finished = await reply.relay(reader, context)
@@ -160,14 +165,15 @@ class Reply:
         async for samples in self._stream:
             count = self._message_sizes.popleft()
             sound = np.concatenate([samples, *[await anext(self._stream) for _ in range(count - 1)]])
-            self._time(count)
+            timing = self._time(count)
             audio = codec_pb2.DecodedAudio(
                 frame_index=frame_index, frame_count=count, data=encode_pcm(sound, self._opening.encoding)
             )
-            await context.write(codec_pb2.DecodeResponse(audio=audio))
+            await context.write(codec_pb2.DecodeResponse(audio=audio, timing=timing))
             frame_index += count
 
-    def _time(self, frame_count: int) -> None:
+    def _time(self, frame_count: int) -> codec_pb2.FirstSoundTiming | None:
+        timing = None
         now = time.perf_counter()
         self._metrics.frames.inc(frame_count)
         if self._last_sound_at:
@@ -175,9 +181,17 @@ class Reply:
         else:
             self._first_audio_seconds = now - self._first_frame_at
             self._metrics.first_audio.observe(self._first_audio_seconds)
+            worked_seconds = self._stream.decode_seconds
+            timing = codec_pb2.FirstSoundTiming(
+                queue_seconds=max(0.0, self._first_audio_seconds - worked_seconds), decode_seconds=worked_seconds
+            )
+            if (span := current_span()) is not None:
+                parts = ("queue", timing.queue_seconds), ("decode", timing.decode_seconds)
+                span.parts(self._first_frame_at, *parts)
         for _ in range(frame_count - 1):
             self._metrics.frame_interval.observe(0.0)
         self._last_sound_at = now
+        return timing
 
 
 def _check_open(message: codec_pb2.DecodeOpen, codec: Codec) -> Opening:

@@ -5,7 +5,9 @@ from pydantic import Field
 from services.inference.device import DeviceName, DtypeName
 from services.runtime.settings import ProcessSettings
 
-SHARED = ("log_level", "log_format", "checkpoint", "device", "slots", "host", "grace_seconds")
+SHARED = (
+    "log_level", "log_format", "checkpoint", "device", "slots", "host", "grace_seconds", "otlp_endpoint", "trace_ratio",
+)  # fmt: skip
 OF_TRANSFORMERS = ("dtype",)
 OF_ONE_STAGE = ("port", "metrics_port", "threads", "memory_gib", "memory_share")
 
@@ -24,6 +26,8 @@ class ColocatedSettings(ProcessSettings):
     slots: int | None = Field(None, description="streams that each stage serves at once")
     host: str | None = Field(None, description="address that all servers listen on")
     grace_seconds: float | None = Field(None, description="time that open streams get to end after SIGTERM, in seconds")
+    otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector that traces of turns go to")
+    trace_ratio: float | None = Field(None, description="part of the turns that is traced")
     reasoner_port: int | None = Field(None, description="the reasoner's port for gRPC; 0 takes any free one")
     reasoner_metrics_port: int | None = Field(None, description="the reasoner's port for Prometheus metrics")
     reasoner_threads: int | None = Field(None, description="CPU threads of the reasoner")

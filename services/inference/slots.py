@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from services.inference.loop import Loop
+from services.inference.memory_budget import DeviceMemory, device_memory
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -165,12 +166,15 @@ class SlotEngine(ABC, Generic[S]):
         self.streams: dict[int, S] = {}
         # Told on the device thread, for each stream that was cut, how long after that its last step had ended.
         self.on_cut: Callable[[float], None] | None = None
+        # Told on the device thread, for each step, how many streams were part of it.
+        self.on_step: Callable[[int], None] | None = None
         self._free = list(range(slot_count))
         self._keeps_longest = keeps_longest
         self._waiting: list[tuple[float, int, asyncio.Future[int]]] = []
         self._turns = count()
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._handed_over: list[tuple[Stream[Any, Any], Any]] = []
+        self._device = device
         self._loop = Loop(self._round, name, device)
 
     # --- asyncio's side
@@ -196,6 +200,10 @@ class SlotEngine(ABC, Generic[S]):
     def slots_in_use(self) -> int:
         """Slots that are held by a stream."""
         return self.slot_count - len(self._free)
+
+    def memory(self) -> DeviceMemory:
+        """The device's memory now; from any thread."""
+        return device_memory(self._device)
 
     @asynccontextmanager
     async def open(self, stream: S) -> AsyncIterator[S]:
@@ -261,6 +269,11 @@ class SlotEngine(ABC, Generic[S]):
     def hand_over(self, stream: Stream[Any, Any], item: Any) -> None:
         """Keeps an output for the end of the round: one wake-up of the event loop carries all of them."""
         self._handed_over.append((stream, item))
+
+    def count_step(self, stream_count: int) -> None:
+        """A step was done for so many streams."""
+        if self.on_step is not None:
+            self.on_step(stream_count)
 
     def _admit(self, stream: S) -> None:
         try:

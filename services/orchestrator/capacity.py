@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.orchestrator.metrics import STAGES, Stage
 from services.orchestrator.stages import ReplicaSlots, Stages
+from services.orchestrator.turn_parts import STAGES, Stage
 from services.runtime.errors import MeshError
 
 ROUND_SECONDS = 2.0
@@ -38,12 +38,15 @@ class KnownReplica:
 
 
 class Capacity:
-    """What is known of the stages' slots; `share_count` orchestrators share them. `on_slots` is told of every round."""
+    """What is known of the stages' slots; `share_count` orchestrators share them.
 
-    def __init__(self, stages: Stages, *, share_count: int, on_slots: Callable[[Stage, int], None]) -> None:
+    `on_round` is told of every round: the stage, its slots and its replicas.
+    """
+
+    def __init__(self, stages: Stages, *, share_count: int, on_round: Callable[[Stage, int, int], None]) -> None:
         self._stages = stages
         self._share_count = share_count
-        self._on_slots = on_slots
+        self._on_round = on_round
         self._known: dict[Stage, dict[str, KnownReplica]] = {stage: {} for stage in STAGES}
 
     def narrowest(self) -> tuple[Stage, int]:
@@ -88,7 +91,7 @@ class Capacity:
         now = self._slot_count(stage)
         if now != before:
             structlog.get_logger().info("slots counted", of=stage, slot_count=now, replica_count=len(known))
-        self._on_slots(stage, now)
+        self._on_round(stage, now, len(known))
 
     def _slot_count(self, stage: Stage) -> int:
         return sum(replica.slot_count for replica in self._known[stage].values())

@@ -123,6 +123,7 @@ def ended_message(ending: ReplyEnding) -> orchestrator_pb2.ReplyEnded:
         step_count=ending.step_count,
         timings=orchestrator_pb2.ReplyTimings(**asdict(ending.timings)),
         failure=_failure(ending.failure) if ending.failure is not None else None,
+        prompt=ending.prompt,
     )
 
 

@@ -29,6 +29,7 @@ class Account:
 
     def __init__(self, clock: Clock, default_session_limit: int | None) -> None:
         self.session_count = 0
+        self._call_count = 0
         self._clock = clock
         self._default_session_limit = default_session_limit
         self._quota = Quota()
@@ -41,21 +42,41 @@ class Account:
         self._quota = quota
 
     @contextmanager
-    def session(self) -> Iterator[None]:
-        """Counts one session within the block; raises ResourceExhausted for one too many, or with no audio left."""
-        limit = self._default_session_limit if self._quota.sessions is None else self._quota.sessions
-        if limit is not None and self.session_count >= limit:
-            raise ResourceExhausted(
-                f"the key may have {limit} sessions at a time",
-                reason="KEY_SESSIONS_IN_USE",
-                retry_seconds=SESSION_RETRY_SECONDS,
-            )
-        self.check()
+    def call(self) -> Iterator[None]:
+        """Counts one call for a session within the block; raises ResourceExhausted for one too many.
+
+        There may be twice as many as sessions: a session that goes on has two calls until its older one has ended.
+        """
+        self._expect_room(self._call_count, 2)
+        self._call_count += 1
+        try:
+            yield
+        finally:
+            self._call_count -= 1
+
+    @contextmanager
+    def session(self, *, goes_on: bool = False) -> Iterator[None]:
+        """Counts one session within the block; raises ResourceExhausted for one too many, or with no audio left.
+
+        One that goes on may have none left: what was said before is still answered.
+        """
+        self._expect_room(self.session_count)
+        if not goes_on:
+            self.check()
         self.session_count += 1
         try:
             yield
         finally:
             self.session_count -= 1
+
+    def _expect_room(self, count: int, times: int = 1) -> None:
+        limit = self._default_session_limit if self._quota.sessions is None else self._quota.sessions
+        if limit is not None and count >= times * limit:
+            raise ResourceExhausted(
+                f"the key may have {limit} sessions at a time",
+                reason="KEY_SESSIONS_IN_USE",
+                retry_seconds=SESSION_RETRY_SECONDS,
+            )
 
     def check(self) -> None:
         """Raises ResourceExhausted, with when to try again, unless something may begin now."""

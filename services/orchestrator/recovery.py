@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import structlog
 
 from services.orchestrator.clock import Clock
-from services.orchestrator.metrics import OrchestratorMetrics, Stage
+from services.orchestrator.metrics import OrchestratorMetrics
 from services.orchestrator.stages import StageCall
+from services.orchestrator.turn_parts import Stage
 from services.runtime.errors import Unavailable
+from services.runtime.tracing import current_span
 
 # The second attempt in a row that fails is followed by this wait, each further one by twice the last.
 FIRST_WAIT_SECONDS = 0.1
@@ -75,6 +77,8 @@ class Recovery:
         """The stage gave something."""
         if (lost_at := self._lost_at.pop(stage, None)) is not None:
             self._failures[stage] = 0
+            if (span := current_span()) is not None:
+                span.event("recovered", stage=stage)
             self._metrics.count_recovery(stage, "recovered", self._clock.now() - lost_at)
 
     def begin_anew(self) -> None:
@@ -117,6 +121,9 @@ class Recovery:
     def _lose(self, stage: Stage, failure: Unavailable) -> float:
         """Counts the loss → the time to wait before the next attempt, in seconds."""
         lost_at = self._lost_at.setdefault(stage, self._clock.now())
+        self._metrics.count_loss(stage, failure.reason)
+        if (span := current_span()) is not None:
+            span.event("lost", stage=stage, reason=failure.reason)
         log = structlog.get_logger().bind(lost=stage, reason=failure.reason, detail=failure.message)
         if self._used_count >= self._rule.limit_count:
             self._metrics.count_recovery(stage, "gave_up", self._clock.now() - lost_at)

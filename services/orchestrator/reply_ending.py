@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from chroma_mesh.types.v1 import types_pb2
 
+from services.orchestrator.turn_parts import TurnPart
 from services.runtime.errors import DeadlineExceeded, Internal, MeshError, Unavailable, most_telling
 
 STOP = types_pb2.FINISH_REASON_STOP
@@ -17,7 +18,7 @@ FAILED = types_pb2.FINISH_REASON_FAILED
 class Timings:
     """Where a reply's time went, in seconds; a part that did not happen is 0.
 
-    First step, first frame and first codec audio add up to first audio.
+    First step, first frame and first codec audio add up to first audio; so do the parts.
     """
 
     queue_seconds: float
@@ -26,13 +27,14 @@ class Timings:
     first_codec_audio_seconds: float
     first_audio_seconds: float
     total_seconds: float
+    parts: tuple[TurnPart, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReplyEnding:
     """How a reply ended: its text and steps are those that were heard, its frames those that were sent.
 
-    failure: what a stage did, where the reason is FAILED.
+    failure: what a stage did, where the reason is FAILED. prompt: how long it was, where there was a first step.
     """
 
     turn_index: int
@@ -42,6 +44,7 @@ class ReplyEnding:
     step_count: int
     timings: Timings
     failure: MeshError | None = None
+    prompt: types_pb2.PromptSize | None = None
 
 
 def stage_failure(failures: BaseExceptionGroup[BaseException]) -> MeshError | None:

@@ -35,6 +35,7 @@ class RunningSession:
     journal: SessionJournal
     kept: KeptSession | None = None
     taken: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def watch(self) -> None:
         """Raises Aborted, reason RESUMED_ELSEWHERE, when another call takes the session."""
@@ -49,7 +50,7 @@ class RunningSessions:
         self._journal = journal
         self._metrics = metrics
         self._seconds = seconds
-        self._taken: dict[str, asyncio.Event] = {}
+        self._here: dict[str, RunningSession] = {}
 
     @asynccontextmanager
     async def begin(self, setup: SessionSetup, session_id: str) -> AsyncIterator[RunningSession]:
@@ -64,7 +65,7 @@ class RunningSessions:
 
     @asynccontextmanager
     async def resume(self, opening: orchestrator_pb2.ConverseOpen) -> AsyncIterator[RunningSession]:
-        """The session of the opening's `resume`, for the block.
+        """The session of the opening's `resume`, for the block; the call that it had here before is over by then.
 
         Raises NotFound, reason NO_SUCH_SESSION, for a token that opens nothing to this caller, whatever the cause;
         InvalidArgument for an opening that says more, and Unavailable when the journal can't be asked.
@@ -97,8 +98,9 @@ class RunningSessions:
         except JournalError as failure:
             structlog.get_logger().warning("the journal failed", detail=str(failure))
             raise Unavailable("the journal of sessions does not answer", reason="NO_JOURNAL") from None
-        if (taken := self._taken.get(key)) is not None:
-            taken.set()
+        while (older := self._here.get(key)) is not None:
+            older.taken.set()
+            await older.over.wait()
         kept = None if entry is None else kept_session(entry, position)
         if entry is None or kept is None:
             raise refusal
@@ -114,7 +116,7 @@ class RunningSessions:
     @asynccontextmanager
     async def _running(self, running: RunningSession) -> AsyncIterator[RunningSession]:
         key = journal_key(running.token)
-        self._taken[key] = running.taken
+        self._here[key] = running
         try:
             yield running
         except BaseException as failure:
@@ -125,8 +127,9 @@ class RunningSessions:
         else:
             await running.journal.finish()
         finally:
-            if self._taken.get(key) is running.taken:
-                del self._taken[key]
+            running.over.set()
+            if self._here.get(key) is running:
+                del self._here[key]
 
     def _session_journal(self, token: str, *, fence: int, kept_message_count: int) -> SessionJournal:
         return SessionJournal(

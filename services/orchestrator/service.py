@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from types import MappingProxyType
 
@@ -59,7 +59,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             tls=settings.stages_tls,
         )
         self.capacity = Capacity(
-            self._stages, share_count=settings.orchestrator_count, on_slots=self._metrics.tell_capacity
+            self._stages, share_count=settings.orchestrator_count, on_round=self._metrics.tell_capacity
         )
         self._watching: asyncio.Task[None] | None = None
         self._journal = new_journal(
@@ -105,20 +105,24 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         session_id = current_ids().session_id or uuid.uuid4().hex
         idle_limit = IdleLimit(self._settings.idle_seconds)
         account = self._accounts.of(current_caller())
-        with with_ids(session_id=session_id), account.session(), self._admitted():
+        with with_ids(session_id=session_id), account.call(), self._admitted():
             await context.send_initial_metadata((("x-session-id", session_id),))
             async with AsyncExitStack() as stack, idle_limit.watch():
                 requests = RequestStream(request_iterator)
                 opening = await requests.open()
                 stack.enter_context(self._carried(opening))
-                with idle_limit.busy():
+                with idle_limit.busy(), ExitStack() as counted:
                     if opening.HasField("resume"):
                         running = await stack.enter_async_context(self._running.resume(opening))
+                        counted.enter_context(account.session(goes_on=True))
                     else:
+                        counted.enter_context(account.session())
                         setup = await session_setup(
                             opening, settings=self._settings, facts=self._stages.codec_facts, voices=self._voices
                         )
                         running = await stack.enter_async_context(self._running.begin(setup, session_id))
+                    # Ends before `running` is over, for then its next call is counted.
+                    stack.enter_context(counted.pop_all())
                 setup = running.setup
                 account.use(opening_seconds(opening))
                 outbox = Outbox(context, on_sound=lambda size: account.use(sound_seconds(setup.output_format, size)))

@@ -47,15 +47,19 @@ from services.orchestrator.stage_requests import FRAMES_PER_STEP, Opening
 from services.orchestrator.stages import Stages
 from services.orchestrator.turn import Reply
 from services.orchestrator.turn_detection import ServerVadDetector
+from services.orchestrator.turn_record import TurnRecordParts
 from services.orchestrator.user_turn import MAXIMUM_SECONDS, SAMPLE_BYTES, UserTurn, relayed_format
 from services.orchestrator.voices import Voices
 from services.runtime.errors import InvalidArgument, ResourceExhausted
 from services.runtime.interceptors import with_ids
 from services.runtime.stream import IndexCheck
+from services.runtime.tracing import current_span, current_traceparent, turn_span
 
 REASON_LABELS: dict[types_pb2.FinishReason, ReplyReason] = {STOP: "stop", LENGTH: "length", CANCELLED: "cancelled"}
 # A packet is heard in pieces of this size, between which others have their turn: it may hold minutes of sound.
 PIECE_BYTES = 2 * HEARD_RATE_HZ * 2
+# A turn that has less room left hears nothing more.
+LEAST_ROOM_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,8 @@ class Session:
         self._last: SpokenReply | None = None
         # A detector hears the user speak, and what it hears is taken.
         self._is_hearing = False
+        # What the turn had when the user began to speak, in a turn that silence does not end.
+        self._said_seconds = 0.0
         self._is_ended = False
         self._news = asyncio.Event()
         self._record = record
@@ -144,6 +150,9 @@ class Session:
         # The first turn that the journal has, and how many were forgotten when that reply began.
         self._first_kept_turn = self._forgotten_turn_count = 0
         self._opening_exchange_count = self._history.exchange_count
+        # How what was said is kept: of turns that were not answered yet; and in how many parts those are that were.
+        self._turn_records: dict[int, TurnRecordParts] = {}
+        self._part_counts: dict[int, int] = {}
         # Turns that are answered again, by index.
         self._kept: dict[int, KeptTurn] = {}
         if kept is not None:
@@ -218,8 +227,7 @@ class Session:
         """Gives the replies in the order of their turns; returns after `end` when all are given."""
         while True:
             while self._replies:
-                with with_ids(turn_index=self._replies[0].turn_index):
-                    await self._give(self._replies[0])
+                await self._give_traced(self._replies[0])
                 given = self._replies.popleft()
                 self._changes.pop(given.turn_index, None)
                 self._kept.pop(given.turn_index, None)
@@ -247,6 +255,13 @@ class Session:
         self._metrics.history_cuts.inc()
         return self._history.messages(self._replies[0].opening.setup.instructions)
 
+    async def _give_traced(self, reply: Reply) -> None:
+        with turn_span("turn") as span, with_ids(turn_index=reply.turn_index, traceparent=current_traceparent()):
+            if span is not None:
+                span.attributes["chroma.turn_index"] = reply.turn_index
+                span.attributes["chroma.session_id"] = self._record.session_id
+            await self._give(reply)
+
     async def _give(self, reply: Reply) -> None:
         kept = self._kept.get(reply.turn_index)
         if kept is not None and (ended := _only_told(reply.turn_index, kept)) is not None:
@@ -268,6 +283,7 @@ class Session:
                 heard_text = kept.reply.heard_text
             self._history.add(reply.turn, heard_text)
             _log_ending(ending)
+            _trace_ending(ending)
             ended = ended_message(ending)
             await self._keep_ended(reply.turn_index, ended)
             await self._outbox.reply_ended(ended)
@@ -281,6 +297,9 @@ class Session:
             self._kept[index] = turn
             self._replies.append(self._new_reply(index, self._turn_of(turn), kept.had if index == first else NOTHING))
         self._turn_count = len(kept.turns)
+        self._part_counts = {
+            index: turn.reply.turn_part_count for index, turn in enumerate(kept.turns) if turn.reply is not None
+        }
         began = kept.turns[first].reply if self._replies else None
         self._recall(self._record.memory if began is None else began.memory)
 
@@ -297,8 +316,11 @@ class Session:
             return self._journal.kept_message_count
         reply, boundary = self._replies[0], self._boundaries.pop(turn_index)
         assert reply.turn_index == turn_index, "replies are given in order"
-        memory = self._memory()
-        self._last_record = journal_pb2.ReplyRecord(setup=setup_record(reply.opening.setup), memory=memory)
+        memory, said = self._memory(), self._turn_records.pop(turn_index)
+        self._part_counts[turn_index] = said.full_count + 1
+        self._last_record = journal_pb2.ReplyRecord(
+            setup=setup_record(reply.opening.setup), memory=memory, turn_part_count=said.full_count + 1
+        )
         self._record.turn_count = turn_index + 1
         self._record.message_count = boundary.message_count
         self._record.input_sample_count = boundary.input_sample_count
@@ -310,14 +332,19 @@ class Session:
         self._forgotten_turn_count = memory.forgotten_count - self._opening_exchange_count
         await self._journal.save(
             {
-                turn_field(turn_index): bytes(reply.turn.record),
+                turn_field(turn_index, said.full_count): bytes(said.rest),
                 reply_field(turn_index): self._last_record.SerializeToString(),
                 SESSION: self._record.SerializeToString(),
             },
-            dropped=[field(index) for index in forgotten for field in (turn_field, reply_field)],
+            dropped=[field for index in forgotten for field in self._fields(index)],
             message_count=boundary.message_count,
         )
         return self._journal.kept_message_count
+
+    def _fields(self, turn_index: int) -> list[str]:
+        """Where a turn that is forgotten was kept."""
+        parts = range(self._part_counts.pop(turn_index, 0))
+        return [reply_field(turn_index), *(turn_field(turn_index, part) for part in parts)]
 
     async def _keep_ended(self, turn_index: int, ended: orchestrator_pb2.ReplyEnded) -> None:
         if (kept := self._kept.get(turn_index)) is not None and kept.reply is not None:
@@ -364,13 +391,18 @@ class Session:
                     if self._is_hearing and (reply := self._speaking) is not None:
                         self._is_hearing = False
                         self._outbox.speech_stopped(reply.turn_index, self._input_origin + event.input_sample)
-                        self._complete(reply)
+                        if self._vad is not None and self._vad.ends_turns:
+                            self._complete(reply)
 
     def _begin(self, event: TurnBegan) -> None:
         assert self._vad is not None, "only a detector says that a turn begins"
         is_full = self._waiting_count >= max(1, self._settings.turn_queue_limit)
         if is_full and self._speaking is None and not self._vad.barge_in:
             structlog.get_logger().warning("a turn was not heard: too many wait for their answer")
+            return
+        self._said_seconds = 0.0 if self._speaking is None else self._speaking.turn.seconds
+        if self._said_seconds and self._longest_seconds() <= LEAST_ROOM_SECONDS:
+            structlog.get_logger().warning("nothing more was heard of a turn: it has no room")
             return
         self._is_hearing = True
         reply = self._open_turn()
@@ -395,7 +427,10 @@ class Session:
     def _open_turn(self) -> Reply:
         if (reply := self._speaking) is not None:
             return reply
-        reply = self._new_reply(self._turn_count, UserTurn(self._relayed_format, self._clock), NOTHING)
+        index = self._turn_count
+        record = TurnRecordParts(lambda part, data: self._journal.note({turn_field(index, part): data}))
+        self._turn_records[index] = record
+        reply = self._new_reply(index, UserTurn(self._relayed_format, self._clock, record.add), NOTHING)
         self._replies.append(reply)
         self._turn_count += 1
         self._news.set()
@@ -452,8 +487,10 @@ class Session:
         # Nobody has ended a turn that the mesh itself takes for one: it may not be more than can be answered.
         context_length, most = self._stages.context_length, MAXIMUM_SECONDS
         if context_length is None:
-            return most
-        return min(most, self._history.longest_clip_seconds(context_length, self._setup.instructions))
+            longest = most
+        else:
+            longest = min(most, self._history.longest_clip_seconds(context_length, self._setup.instructions))
+        return max(LEAST_ROOM_SECONDS, longest - self._said_seconds) if self._said_seconds else longest
 
     def _setup_of(self, reply: Reply) -> ReplySetup:
         if (kept := self._kept.get(reply.turn_index)) is not None and kept.reply is not None:
@@ -523,3 +560,16 @@ def _log_ending(ending: ReplyEnding) -> None:
         first_audio_seconds=round(ending.timings.first_audio_seconds, 4),
         total_seconds=round(ending.timings.total_seconds, 3),
     )
+
+
+def _trace_ending(ending: ReplyEnding) -> None:
+    if (span := current_span()) is None:
+        return
+    span.attributes |= {
+        "chroma.reason": _label(ending),
+        "chroma.frame_count": ending.frame_count,
+        "chroma.step_count": ending.step_count,
+        "chroma.first_audio_seconds": ending.timings.first_audio_seconds,
+    }
+    if ending.failure is not None:
+        span.failure = f"{ending.failure.code.name} {ending.failure.reason}"

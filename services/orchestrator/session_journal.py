@@ -31,9 +31,9 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def turn_field(turn_index: int) -> str:
-    """Where what the user said in a turn is."""
-    return f"turn/{turn_index}"
+def turn_field(turn_index: int, part_index: int) -> str:
+    """Where a part of what the user said in a turn is."""
+    return f"turn/{turn_index}/{part_index}"
 
 
 def reply_field(turn_index: int) -> str:
@@ -169,13 +169,12 @@ def kept_session(entry: Entry, position: orchestrator_pb2.ConverseResume) -> Kep
         history = journal_pb2.HistoryRecord.FromString(entry.fields[HISTORY])
         turns = []
         for index in range(record.turn_count):
-            said, reply = entry.fields.get(turn_field(index)), entry.fields.get(reply_field(index))
-            turns.append(
-                KeptTurn(
-                    None if said is None else journal_pb2.TurnRecord.FromString(said),
-                    None if reply is None else journal_pb2.ReplyRecord.FromString(reply),
-                )
-            )
+            if (kept := entry.fields.get(reply_field(index))) is None:
+                turns.append(KeptTurn(None, None))
+                continue
+            reply = journal_pb2.ReplyRecord.FromString(kept)
+            said = b"".join(entry.fields[turn_field(index, part)] for part in range(reply.turn_part_count))
+            turns.append(KeptTurn(journal_pb2.TurnRecord.FromString(said), reply))
     except (KeyError, DecodeError):
         return None
     return KeptSession(record, tuple(history.messages), tuple(turns), position)
@@ -222,4 +221,5 @@ def _server_vad(vad: VadSettings) -> orchestrator_pb2.ServerVad:
         prefix_padding_ms=vad.prefix_padding_ms,
         silence_duration_ms=vad.silence_duration_ms,
         barge_in=vad.barge_in,
+        ends_turns=vad.ends_turns,
     )

@@ -89,6 +89,8 @@ class StageCall:
         """Messages that the stage has sent."""
         self.is_awaited = False
         """Whether the next one is being waited for."""
+        self.answer: Any = None
+        """The last one as a whole."""
 
     async def __aenter__(self) -> Self:
         self._call = self._method(self._watched_requests(), timeout=self._deadline_seconds)
@@ -110,7 +112,7 @@ class StageCall:
                     raise self._broken(f"sent {kind} after {previous}")
                 if previous is None:
                     self.replica = dict(await self._call.initial_metadata()).get(REPLICA_KEY)
-                previous = kind
+                previous, self.answer = kind, response
                 yield kind, getattr(response, kind)
                 self.is_awaited = True
         except grpc.aio.AioRpcError as error:
@@ -224,6 +226,17 @@ class Stages:
                 stage="codec",
             )
         return list(response.frames)
+
+    async def check_voice(self, prompt: types_pb2.VoicePrompt) -> None:
+        """Asks the speech stage whether it speaks with a voice; raises InvalidArgument where it does not."""
+
+        async def nothing_more() -> AsyncIterator[speech_pb2.GenerateFramesRequest]:
+            yield speech_pb2.GenerateFramesRequest(open=speech_pb2.GenerateFramesOpen(voice_prompt=prompt))
+            await asyncio.Event().wait()  # until the call is cancelled
+
+        async with self.generate_frames(nothing_more()) as call:
+            async for _ in call:  # `opened`: it does
+                return
 
     async def until_serving(self, deadline_seconds: float) -> None:
         """Waits until all three stages serve; Unavailable, reason STAGE_NOT_SERVING, names those that are too late."""

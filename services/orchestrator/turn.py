@@ -13,6 +13,7 @@ from chroma_mesh.types.v1 import types_pb2
 
 from services.orchestrator.clock import Clock
 from services.orchestrator.heard import NOTHING, Had, Playback, SpokenReply
+from services.orchestrator.making_speed import MakingSpeed
 from services.orchestrator.metrics import OrchestratorMetrics, StopCause
 from services.orchestrator.pacing import Pace, Packets
 from services.orchestrator.recovery import Recovery, RecoveryRule
@@ -29,8 +30,11 @@ from services.orchestrator.stage_requests import (
     speech_requests,
 )
 from services.orchestrator.stages import CodecFacts, StageCall, Stages
+from services.orchestrator.turn_parts import TurnMarks
+from services.orchestrator.under_run import UnderRun
 from services.orchestrator.user_turn import SAMPLE_BYTES, UserTurn
 from services.runtime.errors import InvalidArgument, MeshError
+from services.runtime.tracing import Span, current_span
 
 
 class Listener(Protocol):
@@ -109,6 +113,7 @@ class Reply:
         self._clock = clock
         self._recovery = Recovery(recovery, metrics, clock)
         self._failure: MeshError | None = None
+        self._prompt: types_pb2.PromptSize | None = None
         self._opening: Opening | None = None
         # Set while the reasoner's and the speech stage's streams may be opened.
         self._context = contextvars.copy_context()
@@ -121,10 +126,10 @@ class Reply:
         self._stop_cause: StopCause | None = None
         self._late_stop_cause: StopCause | None = None
         self._stopped_at = 0.0
-        self._queue_seconds = 0.0
-        self._first_step_at: float | None = None
-        self._first_frame_at: float | None = None
-        self._first_audio_at: float | None = None
+        self._marks = TurnMarks(clock)
+        self._under_run = UnderRun()
+        self._span: Span | None = None
+        self._speed = MakingSpeed(frame_seconds=form.frame_seconds, free_seconds=ahead_seconds)
         self._last_audio_at: float | None = None
 
     @property
@@ -153,6 +158,8 @@ class Reply:
             return True
         self._stop_cause, self._stopped_at = cause, self._clock.now()
         self._metrics.count_stop(cause)
+        if self._span is not None:
+            self._span.event(cause)
         self.playback.stop()
         if self._relaying is not None:
             self._relaying.cancel()
@@ -185,7 +192,7 @@ class Reply:
         """
         if self.turn.is_ended and not self.turn.is_complete:
             return None
-        self._opening, self._conversation = opening, conversation
+        self._opening, self._conversation, self._span = opening, conversation, current_span()
         if self._stop_cause is None:
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -204,6 +211,7 @@ class Reply:
                     raise
             finally:
                 self.relayed.end()
+                self._trace()
         if not self.turn.is_complete:
             return None
         if not self._is_told.is_set():
@@ -220,6 +228,10 @@ class Reply:
                 self.playback.take_back(len(dropped.data) // self._form.sample_bytes)
         elif self._failure is None:
             self.spoken.is_complete = True
+        if self._under_run.packet_count > 1 and not self._had.sample_count:
+            self._metrics.under_run.observe(self._under_run.seconds)
+        if (rtf := self._speed.rtf) is not None:
+            self._metrics.rtf.observe(rtf)
         heard = self.spoken.said() if self.spoken.is_complete else self.spoken.heard()
         return ReplyEnding(
             turn_index=self.turn_index,
@@ -229,6 +241,7 @@ class Reply:
             step_count=heard.step_count,
             timings=self._timings(),
             failure=self._failure,
+            prompt=self._prompt,
         )
 
     async def _relay(self) -> None:
@@ -289,15 +302,20 @@ class Reply:
         requests = reasoner_requests(
             self.relayed, fed, turn=self.turn, opening=opening, frame_seconds=self._form.frame_seconds
         )
+        self._marks.called("reasoner")
         async with self._recovery.watched(self._stages.generate(requests), lambda: fed.is_complete) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
-                        self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
+                        self._marks.opened("reasoner", payload.queue_seconds)
                         self._conversation.learn_context(payload.context_length)
                     case "steps":
                         self._recovery.went_on("reasoner")
-                        self._first_step_at = self._first_step_at or self._clock.now()
+                        if self._prompt is None and call.answer.HasField("prompt"):
+                            self._prompt = call.answer.prompt
+                        timing = call.answer.timing
+                        work = (timing.encode_seconds, timing.prefill_seconds, timing.step_seconds)
+                        self._marks.gave("reasoner", timing.queue_seconds, *work)
                         for step in payload.steps:
                             call.expect("step", len(steps.items), step.index)
                             steps.keep(step)
@@ -318,17 +336,19 @@ class Reply:
         requests = speech_requests(
             self.relayed, fed, setup=setup, pace=self._pace, frame_seconds=self._form.frame_seconds
         )
+        self._marks.called("speech")
         async with self._recovery.watched(self._stages.generate_frames(requests), owes) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
                         call.expect("codebook count", facts.codebook_count, payload.codebook_count)
-                        self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
+                        self._marks.opened("speech", payload.queue_seconds)
                     case "frames":
                         call.expect("frame", len(frames.items), payload.index)
                         call.expect("frames and step counts", len(payload.frames), len(payload.step_counts))
                         self._recovery.went_on("speech")
-                        self._first_frame_at = self._first_frame_at or self._clock.now()
+                        timing = call.answer.timing
+                        self._marks.gave("speech", timing.queue_seconds, timing.prefill_seconds, timing.frame_seconds)
                         for frame, step_count in zip(payload.frames, payload.step_counts, strict=True):
                             await self._tell_text(call, step_count, len(frames.items))
                             self.spoken.speak_frame()
@@ -383,17 +403,20 @@ class Reply:
             return fed.is_complete or fed.count > relayed.decoded_frame_count
 
         requests = codec_requests(relayed, fed, audio_format=self._form.codec_format)
+        self._marks.called("codec")
         async with self._recovery.watched(self._stages.decode(requests), owes) as call:
             async for kind, payload in call:
                 match kind:
                     case "opened":
                         call.expect("facts", facts, CodecFacts.of(payload))
-                        self._queue_seconds = max(self._queue_seconds, payload.queue_seconds)
+                        self._marks.opened("codec", payload.queue_seconds)
                     case "audio":
                         call.expect("sound of frame", relayed.decoded_frame_count, payload.frame_index)
                         call.expect("sound without frames", False, payload.frame_count == 0)
                         call.expect("bytes of sound", payload.frame_count * frame_bytes, len(payload.data))
                         self._recovery.went_on("codec")
+                        timing = call.answer.timing
+                        self._marks.gave("codec", timing.queue_seconds, timing.decode_seconds)
                         self._observe_audio(payload.frame_count)
                         relayed.decoded_frame_count += payload.frame_count
                         await packets.add(payload.data)
@@ -405,15 +428,20 @@ class Reply:
     async def _send(self, frame_index: int, frame_count: int, data: bytes) -> None:
         await self.listener.audio(self.turn_index, frame_index, frame_count, data)
         self.relayed.played_frame_count += frame_count
-        self.playback.send(len(data) // self._form.sample_bytes)
+        sample_count = len(data) // self._form.sample_bytes
+        self.playback.send(sample_count)
+        self._under_run.send(self._clock.now(), sample_count / self._form.audio_format.sample_rate_hz)
         if self._late_stop_cause is not None:
             self.cancel(self._late_stop_cause)
-        if self._first_audio_at is None:
-            self._first_audio_at = self._clock.now()
-            self._metrics.first_audio.observe(self._first_audio_at - self.turn.ended_at)
+        # What the client had of a reply that is made again left long ago.
+        if self._marks.left() and not self._had.sample_count:
+            timings = self._timings()
+            trace_id = None if self._span is None else self._span.context.trace_id
+            self._metrics.count_first_audio(timings.first_audio_seconds, timings.parts, trace_id=trace_id)
 
     def _observe_audio(self, frame_count: int) -> None:
         now = self._clock.now()
+        self._speed.made(now, frame_count)
         if self._last_audio_at is not None:
             self._metrics.frame_interval.observe((now - self._last_audio_at) / frame_count)
         self._last_audio_at = now
@@ -421,15 +449,27 @@ class Reply:
     def _reason(self) -> types_pb2.FinishReason:
         return LENGTH if LENGTH in (self.relayed.reasoner_reason, self.relayed.speech_reason) else STOP
 
+    def _trace(self) -> None:
+        """Tells the turn's span how the time from the turn's end went, if it was complete."""
+        if self._span is None or not self.turn.is_complete:
+            return
+        span, marks, ended_at = self._span, self._marks, self.turn.ended_at
+        span.began_at = ended_at
+        span.parts(ended_at, *((part.name, part.seconds) for part in marks.parts(ended_at)))
+        if marks.left_at is not None:
+            span.child("rest", marks.left_at, self._clock.now())
+
     def _timings(self) -> Timings:
-        ended_at = self.turn.ended_at
+        ended_at, marks = self.turn.ended_at, self._marks
+        first_step_at, first_frame_at = marks.gave_at("reasoner"), marks.gave_at("speech")
         return Timings(
-            queue_seconds=self._queue_seconds,
-            first_step_seconds=_between(ended_at, self._first_step_at),
-            first_frame_seconds=_between(self._first_step_at, self._first_frame_at),
-            first_codec_audio_seconds=_between(self._first_frame_at, self._first_audio_at),
-            first_audio_seconds=_between(ended_at, self._first_audio_at),
+            queue_seconds=marks.queue_seconds,
+            first_step_seconds=_between(ended_at, first_step_at),
+            first_frame_seconds=_between(first_step_at, first_frame_at),
+            first_codec_audio_seconds=_between(first_frame_at, marks.left_at),
+            first_audio_seconds=_between(ended_at, marks.left_at),
             total_seconds=self._clock.now() - ended_at,
+            parts=marks.parts(ended_at),
         )
 
 

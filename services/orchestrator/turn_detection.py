@@ -77,6 +77,7 @@ class VadSettings:
     prefix_padding_ms: int = 300
     silence_duration_ms: int = 500
     barge_in: bool = True
+    ends_turns: bool = True
 
 
 RANGES = {"threshold": (0, 1), "prefix_padding_ms": (0, 5000), "silence_duration_ms": (100, 10_000)}

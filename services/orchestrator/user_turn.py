@@ -1,11 +1,10 @@
 """What the user says in one turn."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 
 import numpy as np
-from chroma_mesh.orchestrator.v1 import journal_pb2
 from chroma_mesh.types.v1 import types_pb2
 from numpy.typing import NDArray
 
@@ -44,17 +43,21 @@ class UserTurn:
     last one shorter; texts as they came. Bad input is refused as it comes, with InvalidArgument.
     """
 
-    def __init__(self, audio_format: types_pb2.AudioFormat, clock: Clock) -> None:
-        """`audio_format` is a `relayed_format`."""
+    def __init__(
+        self,
+        audio_format: types_pb2.AudioFormat,
+        clock: Clock,
+        record: Callable[[types_pb2.ContentPart], None] | None = None,
+    ) -> None:
+        """`audio_format` is a `relayed_format`; `record` is given each piece as it comes."""
         self.pieces: Track[bytes | str] = Track()
-        self.record = bytearray()
-        """The pieces as a TurnRecord, made as they come: at the end of a long turn it would take milliseconds."""
         self.ended_at = 0.0
         self.is_complete = False
         self.text_bytes = 0
         self.sample_count = 0
         self.clip_count = 0
         self._clock = clock
+        self._record = record
         self.audio_format = audio_format
         self._sample_bytes = SAMPLE_BYTES[audio_format.encoding]
         self._piece_bytes = round(PIECE_SECONDS * HEARD_RATE_HZ) * self._sample_bytes
@@ -184,13 +187,14 @@ class UserTurn:
 
     def _keep(self, piece: str | bytes) -> None:
         self.pieces.keep(piece)
+        if self._record is None:
+            return
         part = (
             types_pb2.ContentPart(text=piece)
             if isinstance(piece, str)
             else types_pb2.ContentPart(audio=types_pb2.Audio(format=self.audio_format, data=piece))
         )
-        # Messages of repeated fields are joined by joining their bytes.
-        self.record += journal_pb2.TurnRecord(pieces=[part]).SerializeToString()
+        self._record(part)
 
 
 def _encode(samples: NDArray[np.float32], encoding: types_pb2.AudioEncoding) -> bytes:

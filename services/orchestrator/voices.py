@@ -34,8 +34,8 @@ MAXIMUM_TRANSCRIPT_CHARACTERS = 2000
 REMEMBERED_EXAMPLES = 256
 
 
-class Encoder(Protocol):
-    """What voices need of the codec."""
+class VoiceStages(Protocol):
+    """What voices need of the codec and of the speech stage."""
 
     @property
     def codec_facts(self) -> CodecFacts:
@@ -43,6 +43,9 @@ class Encoder(Protocol):
 
     async def encode(self, audio: types_pb2.Audio) -> list[types_pb2.Frame]:
         """The sound's frames."""
+
+    async def check_voice(self, prompt: types_pb2.VoicePrompt) -> None:
+        """Raises InvalidArgument unless the speech stage speaks with it."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Voices:
     key's in a folder of its own there, or in memory without one.
     """
 
-    def __init__(self, encoder: Encoder, *, folder: Path | None, default_voice: str, voice_limit: int) -> None:
-        self._encoder = encoder
+    def __init__(self, stages: VoiceStages, *, folder: Path | None, default_voice: str, voice_limit: int) -> None:
+        self._stages = stages
         self._builtin: VoiceStore = VoiceFolder(BUILTIN_FOLDER)
         self._builtin_names = self._builtin.names()
         self._everybodys: VoiceStore = VoiceMemory() if folder is None else VoiceFolder(folder)
@@ -84,7 +87,7 @@ class Voices:
         return await asyncio.to_thread(self._listing, current_caller().key_id)
 
     async def create(self, name: str, example: VoiceExample, *, is_shared: bool = False) -> Voice:
-        """Adds a voice of the caller's, once the codec has taken its example.
+        """Adds a voice of the caller's, once the codec and the speech stage have taken its example.
 
         Raises InvalidArgument for a bad name or example, AlreadyExists, and ResourceExhausted at the limit.
         """
@@ -92,8 +95,12 @@ class Voices:
             raise InvalidArgument(
                 f"name must be 1 to 64 of a-z, 0-9, '-' and '_', got {name!r}", reason="BAD_NAME", field="name"
             )
-        self._check_example(example, "example")
-        await self._frames(example)
+        prompt = await self.prompt(example, field="example")
+        try:
+            await self._stages.check_voice(prompt)
+        except InvalidArgument as refusal:
+            refusal.field = "example"
+            raise
         owner = current_caller().key_id
         async with self._changing:
             if any([name in await asyncio.to_thread(store.names) for store in self._visible(owner)]):
@@ -193,7 +200,7 @@ class Voices:
                 reason="TRANSCRIPT_TOO_LONG",
                 field=f"{field}.transcript",
             )
-        rate = self._encoder.codec_facts.sample_rate_hz
+        rate = self._stages.codec_facts.sample_rate_hz
         encoding = check_format(example.audio.format, sample_rate_hz=rate, field=f"{field}.audio.format")
         samples = decode_pcm(example.audio.data, encoding, field=f"{field}.audio.data")
         check_duration(
@@ -206,12 +213,12 @@ class Voices:
 
     async def _frames(self, example: VoiceExample) -> list[types_pb2.Frame]:
         audio = example.audio.SerializeToString(deterministic=True)
-        key = (hashlib.sha256(audio).digest(), self._encoder.codec_facts)
+        key = (hashlib.sha256(audio).digest(), self._stages.codec_facts)
         lock = self._encoding.setdefault(key, asyncio.Lock())
         async with lock:  # those who ask meanwhile wait for the one call
             frames = self._encoded.get(key)
             if frames is None:
-                frames = self._encoded[key] = await self._encoder.encode(example.audio)
+                frames = self._encoded[key] = await self._stages.encode(example.audio)
                 if len(self._encoded) > REMEMBERED_EXAMPLES:
                     self._encoded.popitem(last=False)
             else:

@@ -1,6 +1,7 @@
 """Schedules the reasoner's slots: one piece of a prefill and one token of every reply, in turn."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.inference.graphs import synchronize
 from services.inference.prefill import Pieces, PrefillQueue, Progress, chunks
 from services.inference.prefixes import Identities, KeptPrefixes, common_length
 from services.inference.slots import NotFinite, SlotEngine, Stream
+from services.inference.stopwatch import Stopwatch
 from services.inference.tokenizer import TextStream, Tokenizer
 from services.reasoner.features import MelFeatures
 from services.reasoner.heard_clip import HeardClip
@@ -31,6 +34,15 @@ class ReasonerStep:
     text: str
     hidden_state: np.ndarray
     is_end: bool
+
+
+@dataclass(frozen=True)
+class FirstStepWork:
+    """How long the device worked on a prompt from its end to the first step, in seconds."""
+
+    encode_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    step_seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -64,6 +76,13 @@ class ReasonerStream(Stream[Input, ReasonerStep]):
         self.turn_block_count = 0
         self.encoded_block_count = 0
         self.redone_block_count = 0
+        # Runs from when the prompt is complete.
+        self.stopwatch: Stopwatch | None = None
+        self.first_step_work = FirstStepWork()
+
+    def timed(self, work: Literal["encode", "prefill", "step"]) -> AbstractContextManager[None]:
+        """Times a piece of work that is done while the listener waits."""
+        return nullcontext() if self.stopwatch is None else self.stopwatch.time(work)
 
 
 class ReasonerEngine(SlotEngine[ReasonerStream]):
@@ -133,6 +152,7 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
             reading.complete()
             # However early the stream was opened, nobody has waited for it before.
             stream.due_at = max(stream.due_at, time.perf_counter())
+            stream.stopwatch = Stopwatch(self.model.device)
         if reading.is_behind and not stream.is_in_queue:
             stream.is_in_queue = True
             self._prefilling.add(stream, self._prefill(stream, reading))
@@ -143,18 +163,23 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         while True:
             while not reading.is_complete and self._are_awaited:
                 yield Progress.WAITED
-            if not reading.hear():
-                places = reading.places()
-                if places is not stream.places:
-                    self._find(stream, places, is_complete=reading.is_complete)
+            with stream.timed("encode"):
+                has_heard = reading.hear()
+            if not has_heard:
+                with stream.timed("prefill"):
+                    places = reading.places()
+                    if places is not stream.places:
+                        self._find(stream, places, is_complete=reading.is_complete)
                 if stream.column == len(places):
                     break
                 end = min(stream.column + self.prefill_chunk, len(places))
                 missing = (it for it in reading.blocks(stream.column, end) if it.block.embeddings is None)
                 if placed := next(missing, None):
-                    self._encode(stream, placed)
+                    with stream.timed("encode"):
+                        self._encode(stream, placed)
                 else:
-                    hidden = self._run(stream, places, end)
+                    with stream.timed("prefill"):
+                        hidden = self._run(stream, places, end)
                     if reading.is_complete and end == len(places):
                         self._begin_reply(stream, reading, hidden)
                         return
@@ -219,7 +244,13 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         stream.reading = stream.places = None
         stream.text = self.tokenizer.text_stream()
         stream.decoding = True
-        self._emit(stream, int(self.model.next_token(hidden)[0]), hidden[0].float().cpu().numpy())
+        with stream.timed("step"):
+            token, state = int(self.model.next_token(hidden)[0]), hidden[0].float().cpu().numpy()
+        if (watch := stream.stopwatch) is not None:
+            synchronize(self.model.device)
+            stream.first_step_work = FirstStepWork(*map(watch.seconds, ("encode", "prefill", "step")))
+            stream.stopwatch = None
+        self._emit(stream, token, state)
 
     def _decode(self, writing: list[ReasonerStream]) -> None:
         step = self.step
@@ -230,6 +261,7 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
             stream.column += 1
         highest = max(stream.column - 1 for stream in writing)
         hidden, following = step.run([stream.slot for stream in writing], highest=highest)
+        self.count_step(len(writing))
         for stream in writing:
             self._emit(stream, int(following[stream.slot]), hidden[stream.slot])
 

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 import grpc
 from chroma_mesh.reasoner.v1 import reasoner_pb2, reasoner_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 
-from services.reasoner.engine import ReasonerEngine, ReasonerStep, ReasonerStream
+from services.reasoner.engine import FirstStepWork, ReasonerEngine, ReasonerStep, ReasonerStream
 from services.reasoner.live_prompt import Input
 from services.reasoner.metrics import ReasonerMetrics
 from services.reasoner.model import audio_token_count
@@ -17,6 +18,7 @@ from services.runtime.audio import check_duration, check_format, decode_pcm
 from services.runtime.errors import InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import encode_tensor
+from services.runtime.tracing import call_span, current_span
 from services.stage.due import check_due
 from services.stage.gathering import Gathering, check_lasts
 from services.stage.refusals import refusals
@@ -49,16 +51,20 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
         """Gives the servicer its engine."""
         self._engine = engine
         self._metrics.slots.watch(lambda: engine.slots_in_use, engine.slot_count)
+        self._metrics.slots.watch_memory(lambda: engine.memory().free_bytes, engine.memory().total_bytes)
         engine.on_cut = self._metrics.slots.release.observe
+        engine.on_step = self._metrics.slots.batch_size.observe
 
     async def Generate(self, requests: AsyncIterator[reasoner_pb2.GenerateRequest], context: Context) -> None:
         """One reply's text; the law of the stream is in the proto."""
-        with self._metrics.slots.count_stream() as outcome, refusals():
+        with self._metrics.slots.count_stream() as outcome, call_span("reasoner") as span, refusals():
             reader = RequestStream(requests)
             opening: reasoner_pb2.GenerateOpen = await reader.open()
             stream = self._stream(opening)
             async with self._engine.open(stream):
                 self._metrics.slots.queue_wait.observe(stream.queue_seconds)
+                if span is not None:
+                    span.parts(time.perf_counter() - stream.queue_seconds, ("queue", stream.queue_seconds))
                 await context.write(self._opened(stream))
                 finished = await self._relay(reader, opening, stream, context)
             outcome.reason = stream.finish_reason
@@ -74,6 +80,8 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
         conversation = Conversation(opening, self._engine)
         gathering = Gathering(stream, check_lasts(opening.step_seconds, field="open.step_seconds"))
         first_step_seconds = 0.0
+        timing: reasoner_pb2.FirstStepTiming | None = None
+        prompt: types_pb2.PromptSize | None = None
         try:
             # What can't be answered may be found out by the engine before the turn has ended.
             async with asyncio.TaskGroup() as tasks:
@@ -83,8 +91,19 @@ class ReasonerService(reasoner_pb2_grpc.ReasonerServiceServicer):
                         if not first_step_seconds:
                             first_step_seconds = time.perf_counter() - conversation.completed_at
                             self._metrics.first_token.observe(first_step_seconds)
+                            timing = _timing(stream.first_step_work, first_step_seconds)
+                            if (span := current_span()) is not None:
+                                span.parts(
+                                    conversation.completed_at,
+                                    ("queue", timing.queue_seconds),
+                                    ("encode", timing.encode_seconds),
+                                    ("prefill", timing.prefill_seconds),
+                                    ("first_step", timing.step_seconds),
+                                )
+                            prompt = _prompt_size(stream)
                         message = types_pb2.Steps(steps=map(_step, steps))
-                        await context.write(reasoner_pb2.GenerateResponse(steps=message))
+                        await context.write(reasoner_pb2.GenerateResponse(steps=message, timing=timing, prompt=prompt))
+                        timing = prompt = None
                         self._metrics.steps.inc(len(steps))
                 listening.cancel()
         finally:
@@ -278,6 +297,20 @@ async def _listen(
     conversation.complete()
     stream.end()
     await reader.nothing_more()
+
+
+def _timing(work: FirstStepWork, first_step_seconds: float) -> reasoner_pb2.FirstStepTiming:
+    worked_seconds = work.encode_seconds + work.prefill_seconds + work.step_seconds
+    return reasoner_pb2.FirstStepTiming(queue_seconds=max(0.0, first_step_seconds - worked_seconds), **asdict(work))
+
+
+def _prompt_size(stream: ReasonerStream) -> types_pb2.PromptSize:
+    assert stream.prompt is not None, "a step comes after the prompt"
+    return types_pb2.PromptSize(
+        position_count=len(stream.prompt.token_ids),
+        audio_position_count=sum(end - first for first, end in stream.prompt.clip_spans),
+        cached_position_count=stream.found_count,
+    )
 
 
 def _step(step: ReasonerStep) -> types_pb2.Step:

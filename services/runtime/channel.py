@@ -53,7 +53,8 @@ def open_channel(
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # A stopped process and a cut wire look like a slow peer: only pings tell. A listener has some seconds in hand.
         ("grpc.keepalive_time_ms", 2_000),
-        ("grpc.keepalive_timeout_ms", 2_000),
+        ("grpc.keepalive_timeout_ms", 2_000),  # for TCP
+        ("grpc.http2.ping_timeout_ms", 2_000),  # for the ping; by default a minute
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),

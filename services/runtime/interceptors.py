@@ -3,10 +3,9 @@
 import asyncio
 import os
 import re
-import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
@@ -26,18 +25,21 @@ from services.runtime.errors import (
     Internal,
     InvalidArgument,
     MeshError,
+    PermissionDenied,
     Unavailable,
     most_telling,
     to_rpc_status,
 )
+from services.runtime.tracing import SpanWriter, incoming_parent, new_traceparent, traced_call
 
 # Answered at all times, whatever state the service is in.
 ALWAYS_OPEN = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+# So often a stream asks whether its key still opens it.
+ASK_AGAIN_SECONDS = 5.0
 # In the initial metadata of an answer: who gives it.
 REPLICA_KEY = "x-replica"
 SESSION_ID = re.compile(r"[!-~]{1,128}")
 TURN_INDEX = re.compile(r"[0-9]{1,9}")
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 Behavior = Callable[[Any, Any], Awaitable[Any]]
 # Who makes a call of a method with this metadata; raises Unauthenticated or PermissionDenied.
@@ -65,13 +67,19 @@ def current_ids() -> Ids:
 def with_ids(
     *, session_id: str | None = None, turn_index: int | None = None, traceparent: str | None = None
 ) -> Iterator[Ids]:
-    """Within the block, these ids are in every log line and go out with every call; one left out stays as it was."""
+    """Within the block, these ids go out with every call and are in every log line, of the traceparent its trace's.
+
+    One left out stays as it was.
+    """
     given = {"session_id": session_id, "turn_index": turn_index, "traceparent": traceparent}
     given = {name: value for name, value in given.items() if value is not None}
     ids = replace(_ids.get(), **given)  # type: ignore[arg-type]
+    logged = {name: value for name, value in given.items() if name != "traceparent"}
+    if traceparent is not None:
+        logged["trace_id"] = traceparent.split("-")[1]
     token = _ids.set(ids)
     try:
-        with structlog.contextvars.bound_contextvars(**given):
+        with structlog.contextvars.bound_contextvars(**logged):
             yield ids
     finally:
         _ids.reset(token)
@@ -91,17 +99,12 @@ def incoming_ids(metadata: Sequence[tuple[str, str | bytes]]) -> Ids:
     """
     found = {key: value for key, value in metadata if isinstance(value, str)}
     session_id, turn_index = found.get("x-session-id", ""), found.get("x-turn-index", "")
-    traceparent = found.get("traceparent", "")
+    parent = incoming_parent(metadata)
     return Ids(
         session_id=session_id if SESSION_ID.fullmatch(session_id) else None,
         turn_index=int(turn_index) if TURN_INDEX.fullmatch(turn_index) else None,
-        traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else new_traceparent(),
+        traceparent=new_traceparent() if parent is None else parent.traceparent,
     )
-
-
-def new_traceparent() -> str:
-    """A W3C traceparent that begins a trace, marked as not sampled."""
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
 
 
 class Phase(Enum):
@@ -198,8 +201,12 @@ class NamingContext:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of the mesh's services; health and reflection stay as they are, and ask for no key."""
 
-    def __init__(self, gate: Gate, *, stage: str, admit: Admit = admit_anybody) -> None:
+    def __init__(
+        self, gate: Gate, *, stage: str, admit: Admit = admit_anybody, writer: SpanWriter | None = None
+    ) -> None:
+        """`writer` is where the spans of calls go."""
         self._gate = gate
+        self._writer = writer
         self._admit = admit
         self._name = ((REPLICA_KEY, replica_name()),)
         self._log = structlog.get_logger().bind(stage=stage)
@@ -216,7 +223,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             "response_serializer": handler.response_serializer,
         }
         if handler.stream_stream is not None:
-            stream = partial(self._stream, handler.stream_stream)
+            stream = partial(self._stream, handler.stream_stream, method)
             return grpc.stream_stream_rpc_method_handler(self._guard(method, stream), **wire)
         if handler.unary_unary is not None:
             unary = partial(self._unary, handler.unary_unary)
@@ -235,14 +242,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await context.send_initial_metadata(self._name)
         return response
 
-    async def _stream(self, behavior: Behavior, requests: Any, context: Any) -> None:
-        await behavior(requests, NamingContext(context, self._name))
+    async def _stream(self, behavior: Behavior, method: str, requests: Any, context: Any) -> None:
+        if self._admit is admit_anybody:
+            await behavior(requests, NamingContext(context, self._name))
+            return
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._until_revoked(method, tuple(context.invocation_metadata() or ())))
+            await behavior(requests, NamingContext(context, self._name))
+            watching.cancel()
+
+    async def _until_revoked(self, method: str, metadata: Metadata) -> None:
+        """Raises PermissionDenied, reason KEY_REVOKED, once the key does not open the method any more."""
+        while True:
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+            try:
+                self._admit(method, metadata)
+            except PermissionDenied as refusal:
+                raise PermissionDenied(
+                    f"the API key was good when the call began and is not any more: {refusal.message}",
+                    reason="KEY_REVOKED",
+                ) from None
 
     def _guard(self, method: str, behavior: Behavior) -> Any:
         async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             metadata = tuple(context.invocation_metadata() or ())
             ids = incoming_ids(metadata)
-            with self._gate.count(), with_ids(**asdict(ids)):
+            with self._gate.count(), with_ids(**asdict(ids)), self._traced(metadata, ids):
                 try:
                     async with self._gate.pass_through():
                         with with_caller(self._admit(method, metadata)):
@@ -253,6 +278,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return await context.abort_with_status(rpc_status.to_status(to_rpc_status(error)))
 
         return guarded
+
+    def _traced(self, metadata: Metadata, ids: Ids) -> AbstractContextManager[None]:
+        if self._writer is None:
+            return nullcontext()
+        facts = {"chroma.session_id": ids.session_id, "chroma.turn_index": ids.turn_index}
+        return traced_call(
+            self._writer,
+            metadata,
+            {name: value for name, value in facts.items() if value is not None},
+            is_draining=lambda: self._gate.phase is Phase.DRAINING,
+        )
 
     def _explain(self, method: str, failure: BaseException) -> MeshError:
         error = most_telling(failure)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
@@ -33,28 +34,53 @@ QUEUE_WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 # A slot is free after the step that is under way, of 1 ms or of 80.
 RELEASE_BUCKETS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.5, 1.0, 5.0)
 
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
 FinishedReason = Literal["stop", "length", "cancelled", "invalid", "failed", "unavailable"]
 REASONS: tuple[FinishedReason, ...] = ("stop", "length", "cancelled", "invalid", "failed", "unavailable")
 
 
+# The status for a request's path; None where its answer is the metrics.
+StatusOf = Callable[[str], HTTPStatus | None]
+
+
 class MetricsServer(socketserver.ThreadingTCPServer):
-    """Answers HTTP with a registry's metrics."""
+    """Answers HTTP with a registry's metrics, and the paths of a probe with its status."""
 
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+    def __init__(self, registry: CollectorRegistry, host: str, port: int, probe: StatusOf) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((host, port), MetricsHandler.factory(registry))
+            super().__init__((host, port), _handler(registry, probe))
         except OSError as failure:
             raise OSError(f"metrics cannot listen on {host} port {port}: {failure.strerror}") from failure
 
 
+def _handler(registry: CollectorRegistry, probe: StatusOf) -> type[MetricsHandler]:
+    class Handler(MetricsHandler):
+        def do_GET(self) -> None:
+            status = probe(self.path)
+            if status is None:
+                super().do_GET()
+                return
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    Handler.registry = registry
+    return Handler
+
+
+def no_probe(_path: str) -> None:
+    """Every path has the metrics."""
+
+
 @contextmanager
-def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
-    """Answers GET /metrics on a thread of its own within the block; gives the bound port."""
-    with MetricsServer(registry, host, port) as server:
+def serve_metrics(registry: CollectorRegistry, host: str, port: int, probe: StatusOf = no_probe) -> Iterator[int]:
+    """Answers GET /metrics, and what `probe` knows, on a thread of its own within the block; gives the bound port."""
+    with MetricsServer(registry, host, port, probe) as server:
         # prometheus_client's own server looks only twice a second whether it is to end.
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
         thread.start()
@@ -101,8 +127,24 @@ class SlotMetrics:
             buckets=RELEASE_BUCKETS,
             registry=registry,
         )
+        self.batch_size = Histogram(
+            f"chroma_{stage}_batch_size",
+            "Streams that were part of a step, for each step.",
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
         self._slots_in_use = Gauge(f"chroma_{stage}_slots_in_use", "Slots that streams hold.", registry=registry)
         self._slots = Gauge(f"chroma_{stage}_slots", "Slots in all.", registry=registry)
+        self._device_memory = Gauge(
+            f"chroma_{stage}_device_memory_bytes",
+            "Memory of the stage's card, or of its container on a CPU, in bytes.",
+            registry=registry,
+        )
+        self._device_memory_free = Gauge(
+            f"chroma_{stage}_device_memory_free_bytes",
+            "What nobody has taken of the stage's card, or of its container on a CPU, in bytes.",
+            registry=registry,
+        )
         self._finished_streams = Counter(
             f"chroma_{stage}_finished_streams_total",
             "Streams that ended, by how.",
@@ -116,6 +158,11 @@ class SlotMetrics:
         """Reads the gauges from the engine: slots in use at each scrape, and how many there are."""
         self._slots_in_use.set_function(in_use)
         self._slots.set(total)
+
+    def watch_memory(self, free_bytes: Callable[[], int], total_bytes: int) -> None:
+        """Reads from the engine what its device has left, at each scrape, and of how much."""
+        self._device_memory_free.set_function(free_bytes)
+        self._device_memory.set(total_bytes)
 
     @contextmanager
     def count_stream(self) -> Iterator[StreamOutcome]:

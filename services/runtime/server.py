@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from services.runtime.file_value import FileUnusable
 from services.runtime.interceptors import Admit, CallInterceptor, Gate, Phase, replica_name
 from services.runtime.logs import configure
 from services.runtime.metrics import serve_metrics
+from services.runtime.probe import Probe
 from services.runtime.settings import ServiceSettings
 from services.runtime.tls import server_credentials
+from services.runtime.tracing import SpanWriter
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -135,10 +137,6 @@ async def running(
     """The same server without signals, in this process: it serves within the block and drains after it."""
     log = structlog.get_logger().bind(stage=stage)
     gate, servicer = Gate(), health.aio.HealthServicer()
-    server = grpc.aio.server(interceptors=[CallInterceptor(gate, stage=stage, admit=admit)], options=_options(settings))
-    add(server)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
 
     async def set_health(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *services):
@@ -156,10 +154,17 @@ async def running(
         await _stop(server, gate, settings.grace_seconds)
 
     async with AsyncExitStack() as stack:
+        writer = await stack.enter_async_context(_span_writer(settings, stage))
+        interceptor = CallInterceptor(gate, stage=stage, admit=admit, writer=writer)
+        server = grpc.aio.server(interceptors=[interceptor], options=_options(settings))
+        add(server)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         stack.push_async_callback(close)
         await set_health(NOT_SERVING)
         port = _listen(server, settings)
-        metrics_port = stack.enter_context(serve_metrics(registry, settings.host, settings.metrics_port))
+        probe = Probe(lambda: gate.phase is Phase.SERVING)
+        metrics_port = stack.enter_context(serve_metrics(registry, settings.host, settings.metrics_port, probe))
         stack.push_async_callback(drain)
         await server.start()
         address = _address(settings.host, port)
@@ -171,6 +176,18 @@ async def running(
         if wait_ready:
             await prepared
         yield RunningServer(address, metrics_port, prepared)
+
+
+def _span_writer(settings: ServiceSettings, stage: str) -> AbstractAsyncContextManager[SpanWriter | None]:
+    if settings.otlp_endpoint is None:
+        return nullcontext()
+    try:
+        from services.runtime.otlp import otlp_writer  # nobody who does not trace needs OpenTelemetry
+    except ImportError as failure:
+        raise CannotStart(
+            f"otlp_endpoint needs OpenTelemetry, which is not there ({failure}): install the extra tracing"
+        ) from failure
+    return otlp_writer(settings.otlp_endpoint, ratio=settings.trace_ratio, stage=stage, replica=replica_name())
 
 
 def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> int:
@@ -196,7 +213,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.max_connection_age_grace_ms", 2**31 - 1),
         ("grpc.so_reuseport", 0),  # or a second process would share the port in silence
         ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 10_000),  # for TCP
+        ("grpc.http2.ping_timeout_ms", 10_000),  # for the ping; by default a minute
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),  # or callers who ask more often are cut off
     ]
 

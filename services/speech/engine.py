@@ -1,6 +1,7 @@
 """Schedules the speech slots: a chunk of a voice prompt and one frame of every reply, in turn."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 
 from services.inference.prefill import Pieces, PrefillQueue, Progress, chunks
 from services.inference.slots import NotFinite, Refused, SlotEngine, Stream
+from services.inference.stopwatch import Stopwatch
 from services.inference.tokenizer import SpecialTokenInText, Tokenizer
 from services.speech.end_of_speech import judge
 from services.speech.frame_step import FrameStep
@@ -76,6 +78,16 @@ class SpeechStream(Stream[SpeechStep, SpeechFrame]):
         self.column = 0
         self.speaking = False
         self.found_voice = False
+        # How long the device worked from the first step on: at the rest of the voice prompt, and at the first frame.
+        self.stopwatch: Stopwatch | None = None
+        self.prefill_seconds = 0.0
+        self.frame_seconds = 0.0
+
+    def timed(self, device: torch.device) -> AbstractContextManager[None]:
+        """Times a piece of the voice prompt's prefill if a step waits for it."""
+        if self.stopwatch is None and self.inbox:
+            self.stopwatch = Stopwatch(device)
+        return nullcontext() if self.stopwatch is None else self.stopwatch.time("prefill")
 
     @property
     def prompt(self) -> bytes:
@@ -186,7 +198,8 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         prompt = self.model.embed_voice(transcript, frames)
         for chunk in chunks(prompt, self.prefill_chunk, self.step.cache):
             yield Progress.WORKED
-            self.step.prefill(chunk, stream.slot)
+            with stream.timed(device):
+                self.step.prefill(chunk, stream.slot)
         stream.column = len(prompt)
 
     def _fed(self, stream: SpeechStream) -> bool:
@@ -219,12 +232,18 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         step.begin()
         highest = max(self._place(stream) for stream in speaking)
         drawing = [stream.sampling.top_k for stream in speaking if stream.sampling.temperature > 0]
+        began_at = time.perf_counter()
         codes = step.run(
             [stream.slot for stream in speaking],
             highest=highest,
             largest_top_k=None if not drawing else 0 if 0 in drawing else max(drawing),
         ).tolist()
+        took_seconds = time.perf_counter() - began_at
+        self.count_step(len(speaking))
         for stream in speaking:
+            if stream.frame_count == 0:
+                stream.frame_seconds = took_seconds
+                stream.prefill_seconds = stream.stopwatch.seconds("prefill") if stream.stopwatch is not None else 0.0
             if NO_CODE in codes[stream.slot]:
                 # Whoever has the slot next must not inherit it.
                 step.clear(stream.slot)

@@ -13,6 +13,7 @@ from chroma_mesh.types.v1 import types_pb2
 from services.runtime.errors import Cancelled, InvalidArgument
 from services.runtime.stream import IndexCheck, RequestStream
 from services.runtime.tensors import check_frame, decode_tensor
+from services.runtime.tracing import call_span, current_span
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechFrame, SpeechStep, SpeechStream, Voice
 from services.speech.metrics import SpeechMetrics
 from services.speech.model import SpeechConfig
@@ -44,11 +45,13 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
         """Gives the servicer its engine."""
         self._engine = engine
         self._metrics.slots.watch(lambda: engine.slots_in_use, engine.slot_count)
+        self._metrics.slots.watch_memory(lambda: engine.memory().free_bytes, engine.memory().total_bytes)
         engine.on_cut = self._metrics.slots.release.observe
+        engine.on_step = self._metrics.slots.batch_size.observe
 
     async def GenerateFrames(self, requests: AsyncIterator[speech_pb2.GenerateFramesRequest], context: Context) -> None:
         """One reply's frames; the law of the stream is in the proto."""
-        with self._metrics.slots.count_stream() as outcome, refusals():
+        with self._metrics.slots.count_stream() as outcome, call_span("speech") as span, refusals():
             reader = RequestStream(requests)
             opening: speech_pb2.GenerateFramesOpen = await reader.open()
             stream = self._stream(opening)
@@ -59,6 +62,8 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
                 with refusals():
                     async with self._engine.open(stream):
                         self._metrics.slots.queue_wait.observe(stream.queue_seconds)
+                        if span is not None:
+                            span.parts(time.perf_counter() - stream.queue_seconds, ("queue", stream.queue_seconds))
                         await context.write(self._opened(stream))
                         feeding = tasks.create_task(feed.run())
                         first_frame_seconds = await self._send_frames(stream, gathering, feed, context)
@@ -79,6 +84,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
     ) -> float:
         """Sends frames until the reply ends; returns the time to the first one, in seconds."""
         first_frame_seconds, last = 0.0, 0.0
+        timing: speech_pb2.FirstFrameTiming | None = None
         while frames := await gathering.message():
             for frame in frames:
                 if last:
@@ -87,13 +93,22 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
                     first_frame_seconds = time.perf_counter() - feed.first_step_at
                     self._metrics.first_frame.observe(first_frame_seconds)
                     self._metrics.voices.count(stream.found_voice)
+                    timing = _timing(stream, first_frame_seconds)
+                    if (span := current_span()) is not None:
+                        span.parts(
+                            feed.first_step_at,
+                            ("queue", timing.queue_seconds),
+                            ("voice_prefill", timing.prefill_seconds),
+                            ("first_frame", timing.frame_seconds),
+                        )
                 last = frame.made_at
             spoken = speech_pb2.SpokenFrames(
                 index=frames[0].index,
                 frames=[types_pb2.Frame(codes=frame.codes) for frame in frames],
                 step_counts=[frame.step_count for frame in frames],
             )
-            await context.write(speech_pb2.GenerateFramesResponse(frames=spoken))
+            await context.write(speech_pb2.GenerateFramesResponse(frames=spoken, timing=timing))
+            timing = None
             self._metrics.frames.inc(len(frames))
         return first_frame_seconds
 
@@ -153,6 +168,15 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
                 queue_seconds=stream.queue_seconds,
             )
         )
+
+
+def _timing(stream: SpeechStream, first_frame_seconds: float) -> speech_pb2.FirstFrameTiming:
+    waited_seconds = first_frame_seconds - stream.prefill_seconds - stream.frame_seconds
+    return speech_pb2.FirstFrameTiming(
+        queue_seconds=max(0.0, waited_seconds),
+        prefill_seconds=stream.prefill_seconds,
+        frame_seconds=stream.frame_seconds,
+    )
 
 
 class StepFeed:

@@ -27,6 +27,7 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.runtime.errors import InvalidArgument, MeshError, from_rpc_error
 from services.runtime.interceptors import CallInterceptor, Gate, Phase
 from services.runtime.stream import RequestStream
+from services.runtime.tracing import SpanWriter
 from services.stage.capacity import CapacityService
 
 S16, F32 = types_pb2.AUDIO_ENCODING_PCM_S16LE, types_pb2.AUDIO_ENCODING_PCM_F32LE
@@ -104,6 +105,8 @@ class FakeStage:
         # The same before each part of a turn that is heard.
         self.input_hook: Callable[[int], Awaitable[None]] = no_hook
         self.sends_finished = True
+        # What is told with the first output of where the time went.
+        self.timing: Any = None
         self.capacity = fake_capacity()
 
     @asynccontextmanager
@@ -185,7 +188,10 @@ class FakeReasoner(FakeStage, reasoner_pb2_grpc.ReasonerServiceServicer):
                     ),
                     is_end=is_end,
                 )
-                await context.write(reasoner_pb2.GenerateResponse(steps=types_pb2.Steps(steps=[step])))
+                is_first = index == len(resumed)
+                prompt, timing = (self.prompt_size(heard), self.timing) if is_first else (None, None)
+                steps = types_pb2.Steps(steps=[step])
+                await context.write(reasoner_pb2.GenerateResponse(steps=steps, prompt=prompt, timing=timing))
             if self.sends_finished:
                 finished = reasoner_pb2.GenerateFinished(
                     reason=self.reason, step_count=self.step_count + 1, prompt_token_count=positions
@@ -193,9 +199,14 @@ class FakeReasoner(FakeStage, reasoner_pb2_grpc.ReasonerServiceServicer):
                 await context.write(reasoner_pb2.GenerateResponse(finished=finished))
 
     def positions(self, heard: Heard) -> int:
+        return self.prompt_size(heard).position_count
+
+    def prompt_size(self, heard: Heard) -> types_pb2.PromptSize:
         parts = [*heard.parts, *(part for message in heard.messages for part in message.parts)]
         sounds = (part.audio if isinstance(part, reasoner_pb2.TurnPart) else part.audio.data for part in parts)
-        return sum(len(part.text.encode()) for part in parts) + sum(25 * len(data) // 32_000 for data in sounds)
+        audio = sum(25 * len(data) // 32_000 for data in sounds)
+        text = sum(len(part.text.encode()) for part in parts)
+        return types_pb2.PromptSize(position_count=text + audio, audio_position_count=audio)
 
 
 class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
@@ -211,6 +222,8 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
             requests = RequestStream(request_iterator)
             heard.open = await requests.open()
             self.signal.touch()
+            if "<|" in heard.open.voice_prompt.transcript:
+                raise InvalidArgument("transcript must not have special tokens", reason="REFUSED")
             opened = speech_pb2.GenerateFramesOpened(
                 hidden_size=HIDDEN_SIZE, codebook_count=CODEBOOK_COUNT, queue_seconds=self.queue_seconds
             )
@@ -234,7 +247,8 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
                 else:
                     await self.hook(index)
                     spoken = speech_pb2.SpokenFrames(index=index, frames=[frame], step_counts=[step_index + 1])
-                    await context.write(speech_pb2.GenerateFramesResponse(frames=spoken))
+                    timing = self.timing if index == len(resumed) else None
+                    await context.write(speech_pb2.GenerateFramesResponse(frames=spoken, timing=timing))
                 index += 1
             if self.is_silent:
                 await self.signal.until(lambda: heard.is_ended)
@@ -293,15 +307,21 @@ class FakeCodec(FakeStage, codec_pb2_grpc.CodecServiceServicer):
             )
             heard.items.append(frame)
             self.signal.touch()
-            await context.write(codec_pb2.DecodeResponse(audio=audio))
+            timing = self.timing if count == heard.open.resume.played_frame_count else None
+            await context.write(codec_pb2.DecodeResponse(audio=audio, timing=timing))
 
 
 @asynccontextmanager
-async def serving(*adders: Callable[[grpc.aio.Server], None], service: str = "") -> AsyncIterator[tuple[str, Any]]:
+async def serving(
+    *adders: Callable[[grpc.aio.Server], None],
+    service: str = "",
+    gate: Gate | None = None,
+    writer: SpanWriter | None = None,
+) -> AsyncIterator[tuple[str, Any]]:
     """A server of the mesh without the parts that cost a test time: metrics, signals, reflection."""
-    gate = Gate()
+    gate = gate or Gate()
     gate.phase = Phase.SERVING
-    interceptors = [CallInterceptor(gate, stage=service or "orchestrator")]
+    interceptors = [CallInterceptor(gate, stage=service or "orchestrator", writer=writer)]
     server = grpc.aio.server(interceptors=interceptors, options=[("grpc.max_receive_message_length", 2**24)])
     for add in adders:
         add(server)
@@ -425,7 +445,9 @@ class Mesh:
         self.registry = CollectorRegistry()
 
     @asynccontextmanager
-    async def running(self, *, clock: Clock | None = None, **settings: Any) -> AsyncIterator["Mesh"]:
+    async def running(
+        self, *, clock: Clock | None = None, writer: SpanWriter | None = None, **settings: Any
+    ) -> AsyncIterator["Mesh"]:
         async with AsyncExitStack() as stack:
             addresses = {}
             self.servers = {}
@@ -445,8 +467,14 @@ class Mesh:
             self.service = OrchestratorService(self.settings, self.registry, clock)
             stack.push_async_callback(self.service.close)
             await self.service.prepare()
+            self.gate = Gate()
             self.address, _ = await stack.enter_async_context(
-                serving(self.service.add_to, service="chroma_mesh.orchestrator.v1.OrchestratorService")
+                serving(
+                    self.service.add_to,
+                    service="chroma_mesh.orchestrator.v1.OrchestratorService",
+                    gate=self.gate,
+                    writer=writer,
+                )
             )
             self.channel = await stack.enter_async_context(
                 grpc.aio.insecure_channel(self.address, options=[("grpc.max_send_message_length", 2**24)])

@@ -1,6 +1,7 @@
 """A mesh of fake stages whose front asks for API keys."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,6 +47,12 @@ class KeyFile:
         self.secrets[key_id], self._entries[key_id] = key.secret, key.entry
         self._write()
         return key.secret
+
+    def limit(self, key_id: str, *scopes: Scope) -> None:
+        """Lets a key open these and nothing else from now on."""
+        entry = self._entries[key_id]
+        self._entries[key_id] = re.sub(r"scopes = .*", f"scopes = {list(scopes)}", entry)
+        self._write()
 
     def remove(self, key_id: str) -> None:
         del self._entries[key_id]

@@ -45,6 +45,11 @@ async def test_the_command_line_shows_a_certificate_and_a_key(tmp_path: Path) ->
         assert (status, "birch" in out) == (0, True)
         status, _, err = await chroma_mesh(*files, *voices)
         assert (status, "API key" in err) == (1, True)
+        bench = ("bench", "--address", mesh.address, "--sessions", "1", "--replies", "1", "--steps", "1")
+        status, out, err = await chroma_mesh(
+            *files, "--api-key", alice, *bench, "--steps", "1", "--user-seconds", "0.1"
+        )
+        assert (status, "1 session " in out) == (0, True), err
 
 
 async def test_a_key_that_it_made_is_one_that_the_mesh_takes(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from client import Access, Mesh, MeshError, VoiceExample, connect
 from client.api_key import Scope
 from client.events import ReplyEnded
 from services.orchestrator.service import SCOPES
+from services.runtime import interceptors
 from services.runtime.api_keys import ApiKeys, Caller, read_keys
 from services.runtime.errors import PermissionDenied, from_rpc_error
 from services.runtime.file_value import FileUnusable
@@ -156,16 +157,14 @@ def test_a_method_without_a_scope_is_open_to_nobody(tmp_path: Path) -> None:
 
 async def test_keys_come_and_go_with_the_file(mesh: KeyedMesh) -> None:
     before = mesh.keys.secrets["alice"]
-    async with mesh.connect("alice") as alice, alice.session() as session:
-        mesh.keys.remove("bob")
-        after = mesh.keys.add("alice")
-        for key, is_known in ((before, False), (mesh.keys.secrets["bob"], False), (after, True)):
-            async with connect(mesh.address, Access(api_key=key)) as other:
-                if is_known:
-                    assert await other.voices()
-                else:
-                    assert (await refused(other.voices())).reason == "WRONG_KEY"
-        await ask(session)  # a session that is open goes on
+    mesh.keys.remove("bob")
+    after = mesh.keys.add("alice")
+    for key, is_known in ((before, False), (mesh.keys.secrets["bob"], False), (after, True)):
+        async with connect(mesh.address, Access(api_key=key)) as other:
+            if is_known:
+                assert await other.voices()
+            else:
+                assert (await refused(other.voices())).reason == "WRONG_KEY"
     with structlog.testing.capture_logs() as lines:
         mesh.keys.path.write_text(f'[keys.alice]\nsha256 = ["{after}"]\nscopes = []')
         async with mesh.connect("alice") as alice:
@@ -174,6 +173,30 @@ async def test_keys_come_and_go_with_the_file(mesh: KeyedMesh) -> None:
     (told,) = [line for line in lines if "can't be used" in line["event"]]
     assert "keys.alice.sha256.0" in told["reason"]
     assert after not in str(lines)
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "without its scope"])
+async def test_a_session_ends_when_its_key_is_revoked(
+    mesh: KeyedMesh, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(interceptors, "ASK_AGAIN_SECONDS", 0.01)
+
+    async def outlive_the_key() -> None:
+        async with mesh.connect("alice") as alice, alice.session() as session:
+            await ask(session)
+            match how:
+                case "removed":
+                    mesh.keys.remove("alice")
+                case "replaced":
+                    mesh.keys.add("alice")
+                case _:
+                    mesh.keys.limit("alice", "voices:read")
+            await session.next_event()
+
+    async with mesh.connect("bob") as bob, bob.session() as other:
+        error = await refused(outlive_the_key())
+        assert (error.code, error.reason) == (PERMISSION_DENIED, "KEY_REVOKED")
+        await ask(other)
 
 
 def test_a_key_may_be_replaced_while_both_are_good(tmp_path: Path) -> None:

@@ -186,6 +186,12 @@ def sound_of(responses: Sequence[codec_pb2.DecodeResponse], first: int = 0) -> b
         index += audio.frame_count
     assert finished.frame_count == index
     assert (finished.first_audio_seconds > 0) == bool(messages)
+    assert [response.HasField("timing") for response in responses[1:-1]] == [True, *[False] * (len(kinds) - 3)][
+        : len(messages)
+    ]
+    for timing in (response.timing for response in responses[1:2] if messages):
+        assert timing.decode_seconds > 0
+        assert timing.queue_seconds + timing.decode_seconds == pytest.approx(finished.first_audio_seconds)
     return b"".join(audio.data for audio in messages)
 
 

@@ -129,7 +129,7 @@ def test_any_packets_are_heard_or_refused(given_packets: tuple[types_pb2.AudioFo
     assert np.isfinite(sound.end()).all()
 
 
-class NoEncoder:
+class NoStages:
     """Gives any sound no frames."""
 
     codec_facts = CodecFacts(sample_rate_hz=24_000, samples_per_frame=1_920, codebook_count=8, codebook_size=2_048)
@@ -137,11 +137,14 @@ class NoEncoder:
     async def encode(self, audio: types_pb2.Audio) -> list[types_pb2.Frame]:
         return []
 
+    async def check_voice(self, prompt: types_pb2.VoicePrompt) -> None:
+        pass
+
 
 @fuzz
 @given(audio=any_message(types_pb2.Audio), transcript=st.sampled_from(["hello", "", "\0", "x" * 3_000]))
 def test_any_example_is_a_voice_or_refused(audio: types_pb2.Audio, transcript: str) -> None:
-    voices = Voices(NoEncoder(), folder=None, default_voice="ash", voice_limit=1)
+    voices = Voices(NoStages(), folder=None, default_voice="ash", voice_limit=1)
     example = voice_example(orchestrator_pb2.VoiceExample(transcript=transcript, audio=audio))
     refusal = refusal_of(lambda: asyncio.run(voices.prompt(example)))
     if isinstance(refusal, InvalidArgument):

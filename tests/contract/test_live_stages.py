@@ -139,6 +139,13 @@ def running_tasks() -> Counter[str]:
     return Counter(task.get_coro().__qualname__ for task in asyncio.all_tasks() if not task.done())
 
 
+async def until_slots_are_counted() -> None:
+    """Returns when the orchestrator is not just asking the stages, which it does every few seconds."""
+    asking = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Capacity._round"]
+    if asking:
+        await asyncio.wait(asking)
+
+
 @pytest.mark.parametrize("name", ["greedy_one_turn", "long_speech"])
 async def test_a_live_turn_gets_the_reply_of_the_whole_turn(
     mesh: Mesh, golden_cases: dict[str, GoldenCase], name: str
@@ -247,6 +254,20 @@ async def test_a_cancelled_reply_frees_its_slots_and_every_stage_tells_how_fast(
         await session.end()
 
 
+async def test_the_time_to_the_first_sound_is_told_in_its_parts(mesh: Mesh) -> None:
+    await mesh.forget()
+    sound = np.random.default_rng(5).normal(0, 0.05, 16_000).astype("<f4").tobytes()
+    async with Conversation(mesh.stub, sampling=GREEDY, max_frame_count=2, input_format=FLOATS) as session:
+        timings = (await session.ask(sound)).ended.timings
+        await session.end()
+    parts = {part.name: part.seconds for part in timings.parts}
+    assert all(parts[name] > 0 for name in ("encode", "prefill", "first_step", "first_frame", "decode"))
+    assert sum(parts.values()) == pytest.approx(timings.first_audio_seconds, abs=1e-9)
+    for stage, registry in mesh.stage_registries.items():
+        assert (registry.get_sample_value(f"chroma_{stage}_batch_size_sum") or 0) > 0
+    await mesh.until_idle()
+
+
 async def test_a_question_is_heard_answered_and_barged_in_upon(mesh: Mesh) -> None:
     question, rate_hz = soundfile.read(QUESTION, dtype="int16")
     assert rate_hz == 16_000
@@ -311,6 +332,7 @@ async def test_sixty_turns_are_one_conversation_that_leaves_no_more_than_five(me
             assert (await session.ask(*said)).ended.turn_index == index
             if index + 1 in (5, 60):
                 await mesh.until_idle()
+                await until_slots_are_counted()
                 after[index + 1] = living()
         await session.end()
     assert mesh.count("history_cuts_total") >= 5

@@ -689,6 +689,15 @@ async def test_an_example_is_encoded_once_whoever_asks(mesh: Mesh) -> None:
     assert len(mesh.codec.encoded) == before + 1
 
 
+async def test_a_voice_that_the_speech_stage_refuses_is_not_created(mesh: Mesh) -> None:
+    error = await refusal(create(mesh, "mine", example("hello <|text_end|>")))
+    assert (error.code, error.reason, error.field) == (grpc.StatusCode.INVALID_ARGUMENT, "REFUSED", "example")
+    assert "the speech stage: transcript must not have special tokens" in error.message
+    assert await names(mesh) == ["ash", "birch"]
+    await create(mesh, "mine", example("hello"))
+    await mesh.signal.until(lambda: mesh.speech.open_count == 0)
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 async def test_voices_are_created_listed_used_and_deleted(tmp_path: Path, is_kept: bool) -> None:
     async with Mesh().running(voices=tmp_path / "voices" if is_kept else None) as mesh:
@@ -700,14 +709,14 @@ async def test_voices_are_created_listed_used_and_deleted(tmp_path: Path, is_kep
             await mesh.stub.DeleteVoice(pb.DeleteVoiceRequest(name="mine"))
             await session.ask("hello")  # a voice in use stays
             await session.end()
-        assert mesh.speech.heard[0].open.voice_prompt.transcript == "it is me"
+        assert mesh.speech.heard[-1].open.voice_prompt.transcript == "it is me"
         assert await names(mesh) == ["ash", "birch"]
         error = await refusal(mesh.stub.DeleteVoice(pb.DeleteVoiceRequest(name="mine")))
         assert (error.code, error.reason) == (NOT_FOUND, "VOICE_NOT_FOUND")
         await create(mesh, "mine", example("another one"))
         async with mesh.converse(voice_name="mine") as session:
             await session.ask("hello")
-        assert mesh.speech.heard[1].open.voice_prompt.transcript == "another one"
+        assert mesh.speech.heard[-1].open.voice_prompt.transcript == "another one"
 
 
 async def test_created_voices_outlive_the_process(tmp_path: Path) -> None:

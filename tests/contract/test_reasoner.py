@@ -214,6 +214,19 @@ async def test_replies_are_golden(server: Server, golden_case: GoldenCase) -> No
     assert (reply.opened.context_length, reply.opened.sample_rate_hz) == (1024, RATE)
 
 
+async def test_the_first_steps_tell_where_the_time_until_them_went(server: Server) -> None:
+    seconds = np.random.default_rng(3).integers(-3000, 3000, RATE, dtype=np.int16).tobytes()
+    opened, *steps, finished = await answers(
+        server, [opening(max_step_count=4), audio(0, seconds), text(1, "so?"), END]
+    )
+    assert opened.WhichOneof("payload") == "opened"
+    assert [answer.HasField("timing") for answer in steps] == [True, *[False] * (len(steps) - 1)]
+    timing = steps[0].timing
+    parts = (timing.queue_seconds, timing.encode_seconds, timing.prefill_seconds, timing.step_seconds)
+    assert min(parts[1:]) > 0
+    assert sum(parts) == pytest.approx(finished.finished.first_step_seconds)
+
+
 async def test_the_prompt_comes_only_when_asked_for(server: Server, golden_cases: dict[str, GoldenCase]) -> None:
     reply = await generate(server, wire_case(golden_cases["text_only"]))
     assert not reply.finished.prompt_token_ids

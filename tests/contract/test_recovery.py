@@ -13,7 +13,7 @@ from chroma_mesh.types.v1 import types_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.orchestrator.recovery import Recovery, Watched
+from services.orchestrator.recovery import LOOKS, Recovery, Watched
 from services.runtime.errors import Unavailable, from_rpc_error
 from tests.contract.fake_mesh import (
     CANCELLED,
@@ -143,7 +143,7 @@ async def test_a_stage_that_falls_silent_counts_as_lost(stage: str) -> None:
 async def test_a_stage_that_owes_nothing_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user takes time to speak, and a paced reply its time to be heard."""
     looks, look = itertools.count(), Recovery._look
-    async with Mesh().running(stall_seconds=0.02, first_stall_seconds=0.02) as mesh:
+    async with Mesh().running(stall_seconds=0.5, first_stall_seconds=0.5) as mesh:
 
         def counted(recovery: Recovery, watched: Watched) -> None:
             next(looks)
@@ -154,7 +154,7 @@ async def test_a_stage_that_owes_nothing_may_be_silent(monkeypatch: pytest.Monke
         mesh.reasoner.step_count = 8
         async with mesh.converse(ahead_seconds=0.1) as session:
             await session.say("hello", tone(0.5))
-            await mesh.signal.until(lambda: next(looks) > 40)
+            await mesh.signal.until(lambda: next(looks) > 3 * LOOKS)
             await session.say("and?")
             await session.end_turn()
             assert (await session.answer()).ended.reason == STOP

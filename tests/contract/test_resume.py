@@ -1,17 +1,18 @@
 """A session whose call was lost goes on in another call, at another orchestrator, as if nothing had been."""
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from chroma_mesh.orchestrator.v1 import journal_pb2, orchestrator_pb2_grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2 as pb
-from chroma_mesh.orchestrator.v1 import orchestrator_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from services.orchestrator.call_ending import CallEnding
 from services.orchestrator.journal import journal_key
 from services.orchestrator.service import OrchestratorService
+from services.orchestrator.turn_record import PART_BYTES
 from services.runtime.errors import MeshError
 from tests.contract.fake_mesh import (
     CANCELLED,
@@ -205,6 +207,28 @@ async def test_wherever_a_call_is_lost_the_session_goes_on_byte_for_byte(
     assert {index: got.facts for index, got in caller.got.items()} == {
         index: got.facts for index, got in undisturbed.got.items()
     }
+
+
+async def test_a_long_turn_is_kept_while_it_is_said_and_taken_up_whole(tmp_path: Path) -> None:
+    script = [*turn(*(tone(1.0, index) for index in range(7))), *turn("and on"), END]
+    async with two_fronts(tmp_path / "journal") as (_, stubs):
+        undisturbed = Caller(script)
+        await undisturbed.open(stubs[0])
+        await undisturbed.read()
+
+        caller = Caller(script)
+        await caller.open(stubs[0])
+        await caller.read(3)
+        await caller.lose()
+        with closing(sqlite3.connect(tmp_path / "journal")) as journal:
+            said = dict(journal.execute("SELECT name, data FROM field WHERE name GLOB 'turn/0/*'").fetchall())
+        assert sorted(said) == [f"turn/0/{part}" for part in range(4)]
+        await caller.resume(stubs[1])
+        await caller.read()
+    parts = journal_pb2.TurnRecord.FromString(b"".join(said[name] for name in sorted(said))).pieces
+    assert b"".join(part.audio.data for part in parts) == b"".join(tone(1.0, index) for index in range(7))
+    assert max(map(len, said.values())) < 1.2 * PART_BYTES
+    assert [got.facts for got in caller.got.values()] == [got.facts for got in undisturbed.got.values()]
 
 
 async def test_a_reply_that_was_stopped_stays_stopped_and_its_end_is_told(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """The SDK's sessions go on by themselves when their connection is lost."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,6 +16,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 import client
+from client import channel as client_channel
+from client import session as client_session
+from client import silence as client_silence
 from client.errors import MeshError
 from client.events import Audio, ReplyEnded, ReplyStarted, SpeechStarted, SpeechStopped, Text
 from client.session import Session
@@ -42,14 +48,32 @@ async def proxied_fronts(journal: Path) -> AsyncIterator[tuple[Mesh, list[TcpPro
             await other.close()
 
 
-async def talk(session: Session, proxies: list[TcpProxy], cuts: set[int]) -> list[Reply]:
-    """Three turns; the connection is lost after those events, counted over all replies, and before some turns."""
+def cut(_: Session, proxies: list[TcpProxy]) -> None:
+    """Every connection is lost."""
+    for proxy in proxies:
+        proxy.cut()
+
+
+def fall_silent(session: Session, proxies: list[TcpProxy]) -> None:
+    """Nothing comes from the orchestrator that the session is at, and nothing gets there; the other one is back."""
+    for proxy in proxies:
+        if proxy.address == session.address:
+            proxy.stall()
+        else:
+            proxy.resume()
+
+
+Failure = Callable[[Session, list[TcpProxy]], None]
+
+
+async def talk(session: Session, proxies: list[TcpProxy], cuts: set[int], fail: Failure = cut) -> list[Reply]:
+    """Three turns; the connection fails after those events, counted over all replies, and before some turns."""
     replies, count = [], 0
     for index in range(3):
         await session.send_text(f"turn {index}")
         await session.send_audio(tone(0.35, index))
         if -index in cuts and index:
-            cut(proxies)
+            fail(session, proxies)
         await session.end_turn()
         text, sound, ended_text, frame_count = "", b"", "", 0
         async for event in session.reply():
@@ -65,14 +89,9 @@ async def talk(session: Session, proxies: list[TcpProxy], cuts: set[int]) -> lis
                     assert event.frame_count == frame_count
                     ended_text = event.text
             if count in cuts:
-                cut(proxies)
+                fail(session, proxies)
         replies.append((text, sound, ended_text, frame_count))
     return replies
-
-
-def cut(proxies: list[TcpProxy]) -> None:
-    for proxy in proxies:
-        proxy.cut()
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,11 +105,119 @@ async def test_a_session_goes_on_without_a_gap_or_a_repeat(tmp_path: Path, cuts:
             assert await talk(session, proxies, cuts) == undisturbed
 
 
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_silence, "QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(client_session, "REPLY_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(client_session, "ANSWER_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("_impatient")
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.integers(-2, 20), max_size=3))
+async def test_a_session_goes_on_where_its_orchestrator_falls_silent(tmp_path: Path, cuts: set[int]) -> None:
+    async with proxied_fronts(tmp_path / "journal") as (mesh, proxies):
+        async with client.connect(mesh.address) as plain, plain.session(seed=5) as session:
+            undisturbed = await talk(session, [], set())
+        addresses = [proxy.address for proxy in proxies]
+        async with client.connect(addresses) as replicated, replicated.session(seed=5) as session:
+            assert await talk(session, proxies, cuts, fall_silent) == undisturbed
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_an_orchestrator_that_is_slow_but_there_keeps_its_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ask = itertools.count(1), client_silence.Silence.ask
+    answer = asyncio.Event()
+
+    def count(silence: client_silence.Silence, answer_seconds: float) -> Any:
+        if next(asked) == 4:
+            answer.set()
+        return ask(silence, 60)
+
+    async def wait(index: int) -> None:
+        if index == 2:
+            await answer.wait()
+
+    monkeypatch.setattr(client_silence.Silence, "ask", count)
+    async with proxied_fronts(tmp_path / "journal") as (fakes, proxies):
+        fakes.reasoner.hook = wait
+        async with client.connect([proxy.address for proxy in proxies]) as mesh, mesh.session() as session:
+            await session.send_text("hello")
+            await session.end_turn()
+            assert isinstance([event async for event in session.reply()][-1], ReplyEnded)
+            assert session.address == proxies[0].address
+        assert fakes.speech.open_count == 0
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_nobody_is_asked_while_nothing_is_owed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, seconds = asyncio.Event(), Session._answer_seconds
+    told: list[float | None] = []
+
+    def keep(session: Session) -> float | None:
+        told.append(seconds(session))
+        if len(told) == 3:
+            rounds.set()
+        return told[-1]
+
+    monkeypatch.setattr(Session, "_answer_seconds", keep)
+    async with (
+        proxied_fronts(tmp_path / "journal") as (_, proxies),
+        client.connect(proxies[0].address) as mesh,
+        mesh.session() as session,
+    ):
+        await session.reply_played(0, 0)
+        reading = asyncio.create_task(session.next_event())
+        await rounds.wait()
+        assert told == [None] * 3
+        await session.send_text("hello")
+        await session.end_turn()
+        assert isinstance(await reading, ReplyStarted)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_session_that_goes_on_is_not_in_its_own_way(tmp_path: Path) -> None:
+    async with keyed_mesh(tmp_path, key_session_limit=1) as mesh, TcpProxy.open() as one, TcpProxy.open() as two:
+        one.target = two.target = mesh.address
+        access = client.Access(api_key=mesh.keys.secrets["alice"])
+        async with (
+            client.connect([one.address, two.address], access) as connected,
+            connected.session(resume_seconds=1) as session,
+        ):
+            await session.send_text("hello")
+            one.stall()  # the orchestrator is not told that the call is given up
+            await session.end_turn()
+            assert isinstance([event async for event in session.reply()][-1], ReplyEnded)
+            assert session.address == two.address
+            with pytest.raises(MeshError, match="1 sessions at a time"):
+                await connected.session().__aenter__()
+            one.resume()
+
+
+async def test_an_address_that_takes_no_connection_is_left_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_channel, "CONNECT_SECONDS", 0.2)
+    async with proxied_fronts(tmp_path / "journal") as (_, proxies):
+        proxies[0].stall()
+        async with client.connect([proxy.address for proxy in proxies]) as mesh, mesh.session() as session:
+            assert session.address == proxies[1].address
+
+
+async def test_a_mesh_far_away_is_reached(tmp_path: Path) -> None:
+    async with proxied_fronts(tmp_path / "journal") as (_, proxies):
+        proxies[0].delay_seconds = 0.2
+        async with client.connect(proxies[0].address) as mesh:
+            assert await mesh.voices()
+
+
 async def test_a_session_that_is_not_to_go_on_ends_with_its_connection(tmp_path: Path) -> None:
     async with proxied_fronts(tmp_path / "journal") as (_, proxies):
         async with client.connect([proxy.address for proxy in proxies]) as mesh:
             session = await mesh.session(resume_seconds=0).__aenter__()
-            cut(proxies)
+            cut(session, proxies)
             with pytest.raises(MeshError) as raised:
                 await session.next_event()
         assert raised.value.code is grpc.StatusCode.UNAVAILABLE
@@ -101,7 +228,7 @@ async def test_where_nothing_answers_any_more_the_error_says_so(tmp_path: Path) 
         async with client.connect(proxies[0].address) as mesh:
             session = await mesh.session(resume_seconds=0.3).__aenter__()
             proxies[0].target = "127.0.0.1:9"
-            cut(proxies)
+            cut(session, proxies)
             with pytest.raises(MeshError) as raised:
                 await session.next_event()
         assert raised.value.reason == "UNREACHABLE"
@@ -148,11 +275,11 @@ async def test_turns_that_the_mesh_hears_are_each_told_once(tmp_path: Path, monk
         events = []
         await session.send_audio(silence(0.3) + speech(0.5) + silence(0.4))
         events += [event async for event in session.reply()]
-        cut(proxies)
+        cut(session, proxies)
         await session.send_audio(silence(0.3) + speech(0.3, 1))
         while not isinstance(events[-1], SpeechStarted):
             events.append(await session.next_event())
-        cut(proxies)
+        cut(session, proxies)
         await session.send_audio(speech(0.3, 2) + silence(0.4))
         events += [event async for event in session.reply()]
     told = [event for event in events if not isinstance(event, Audio | Text)]
@@ -186,7 +313,7 @@ async def test_neither_token_nor_words_are_in_the_log(tmp_path: Path) -> None:
         ):
             token = session._unkept.token
             await session.send_text("confidential")
-            cut(proxies)
+            cut(session, proxies)
             await session.end_turn()
             assert [event async for event in session.reply()]
     assert any(line["event"] == "session resumed" for line in lines)

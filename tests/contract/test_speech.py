@@ -190,6 +190,11 @@ async def test_frames_are_golden(server: Server, golden_case: GoldenCase) -> Non
     assert (reply.finished.frame_count, reply.finished.step_count) == (len(reply.frames), steps)
     assert reply.finished.reason == (LENGTH if len(reply.frames) == golden_case.maximum_frame_count else STOP)
     assert reply.finished.first_frame_seconds > 0
+    assert [answer.HasField("timing") for answer in all_answers] == [False, True, *[False] * (len(all_answers) - 2)]
+    timing = all_answers[1].timing
+    parts = (timing.queue_seconds, timing.prefill_seconds, timing.frame_seconds)
+    assert timing.frame_seconds > 0
+    assert sum(parts) == pytest.approx(reply.finished.first_frame_seconds)
     assert (reply.opened.hidden_size, reply.opened.context_length) == (HIDDEN, 1024)
     assert (reply.opened.codebook_count, reply.opened.codebook_size) == (CODEBOOKS, CODES)
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.faults.fault import Fault, Kind
 from tests.faults.faulty_mesh import FaultyMesh
@@ -18,6 +18,9 @@ SCRIPTS = tuple(Script(seed) for seed in range(SESSIONS))
 LATER_SECONDS = 0.15
 # The part of failures that come before the user turn is complete.
 EARLY_SHARE = 0.15
+ORCHESTRATOR = "orchestrator"
+# The part of failures that are an orchestrator's, where they are asked for and none of them fails already.
+ORCHESTRATOR_SHARE = 0.5
 
 
 @dataclass
@@ -62,9 +65,15 @@ class Report:
             f"{len(self.outcomes)} replies in {self.seconds:.0f} s, {SESSIONS} sessions at a time, {len(self.struck)} "
             f"failures: {len(self.failed)} replies failed, {len(self.unequal)} differ from the undisturbed run"
         ]
-        for kind in Kind:
-            of_kind = [outcome for outcome in self.struck if outcome.fault is not None and outcome.fault.kind is kind]
-            lines += [f"  {kind}, {len(of_kind)} times", *described(of_kind)]
+        for where, is_front in (("a stage", False), ("the orchestrator", True)):
+            for kind in Kind:
+                alike = [
+                    outcome
+                    for outcome in self.struck
+                    if outcome.fault is not None
+                    and (outcome.fault.kind, outcome.fault.service == ORCHESTRATOR) == (kind, is_front)
+                ]
+                lines += [f"  {kind} of {where}, {len(alike)} times", *described(alike)]
         errors = Counter(outcome.heard.error for outcome in self.failed)
         lines += [f"  {count:4} × {error}" for error, count in errors.most_common(10)]
         return "\n".join(lines)
@@ -96,7 +105,10 @@ def described(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 class Strike:
-    """Follows a reply and lets a replica fail when a certain part of its sound has come, or never if it is over."""
+    """Follows a reply and lets a replica fail when a certain part of its sound has come, or never if it is over.
+
+    An orchestrator that fails is the one that the reply's session is at.
+    """
 
     def __init__(self, mesh: FaultyMesh, fault: Fault, after_seconds: float, later_seconds: float) -> None:
         self.fault = fault
@@ -111,12 +123,12 @@ class Strike:
     def said(self, reply: HeardReply) -> None:
         """The turn is said, but not complete."""
         if self._after_seconds < 0:
-            self._start()
+            self._start(reply)
 
     def heard(self, reply: HeardReply) -> None:
         """A packet came."""
         if reply.heard_seconds >= self._after_seconds:
-            self._start()
+            self._start(reply)
 
     def ended(self, reply: HeardReply) -> None:
         """The reply is over."""
@@ -124,8 +136,10 @@ class Strike:
             self._timer.cancel()
         self.over.set()
 
-    def _start(self) -> None:
+    def _start(self, reply: HeardReply) -> None:
         if self._timer is None:
+            if self.fault.service == ORCHESTRATOR:
+                self.fault = replace(self.fault, replica=self._mesh.orchestrator_at(reply.address))
             self._timer = asyncio.get_running_loop().call_later(self._later_seconds, self._strike)
 
     def _strike(self) -> None:
@@ -143,13 +157,13 @@ class Campaign:
         self._kinds = kinds
         self._random = random.Random(seed)
         self._healthy: list[str] = list(services)
-        self._kinds_to_come: list[Kind] = []
+        self._kinds_to_come: dict[str, list[Kind]] = {service: [] for service in services}
         self._strike_count = 0
 
     async def run(self, strike_count: int) -> Report:
         """Replies until so many had a failure; a few more do, and many are hit by that of another one."""
         started = time.monotonic()
-        undisturbed = await asyncio.gather(*(hold(self._mesh.addresses[0], script) for script in SCRIPTS))
+        undisturbed = await asyncio.gather(*(hold(self._mesh.addresses, script) for script in SCRIPTS))
         errors = [reply.error for replies in undisturbed for reply in replies if reply.error]
         assert not errors, errors
         async with asyncio.TaskGroup() as tasks:
@@ -174,16 +188,18 @@ class Campaign:
                 tasks.create_task(self._heal(strike))
                 return strike
 
-            address = self._random.choice(self._mesh.addresses)
-            replies = await hold(address, script, watch)
+            addresses = self._random.sample(self._mesh.addresses, len(self._mesh.addresses))
+            replies = await hold(addresses, script, watch)
             outcomes += [compare(reply, undisturbed[turn], strikes.get(turn)) for turn, reply in enumerate(replies)]
         return outcomes
 
     def _draw(self) -> Strike:
-        service = self._healthy.pop(self._random.randrange(len(self._healthy)))
-        if not self._kinds_to_come:
-            self._kinds_to_come = self._random.sample(self._kinds, len(self._kinds))
-        fault = Fault(service, self._kinds_to_come.pop(), self._random.choice(self._mesh.replicas(service)))
+        is_front = ORCHESTRATOR in self._healthy and self._random.random() < ORCHESTRATOR_SHARE
+        service = ORCHESTRATOR if is_front else self._random.choice(self._healthy)
+        self._healthy.remove(service)
+        if not self._kinds_to_come[service]:
+            self._kinds_to_come[service] = self._random.sample(self._kinds, len(self._kinds))
+        fault = Fault(service, self._kinds_to_come[service].pop(), self._random.choice(self._mesh.replicas(service)))
         is_early = self._random.random() < EARLY_SHARE
         after_seconds = -1.0 if is_early else self._random.uniform(0, (FRAME_COUNT - 1) * FRAME_SECONDS)
         return Strike(self._mesh, fault, after_seconds, self._random.uniform(0, LATER_SECONDS))

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from tests.faults.faulty_mesh import FaultyMesh
 
-HELD_SECONDS = 3.0
+HELD_SECONDS = 5.0
 """How long a replica stays stopped, and a network silent: longer than anybody waits for it."""
 
 

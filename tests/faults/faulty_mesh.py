@@ -8,7 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.mesh_settings import SERVICES, STAGES, Device, MeshSettings
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client.mesh_settings import SERVICES, Device, MeshSettings
 from client.supervisor import RunningMesh, ServiceEvent, running_mesh
 from tests.faults.tcp_proxy import TcpProxy
 
@@ -49,6 +52,10 @@ class FaultyMesh:
         """The names of a service's replicas."""
         return self._mesh.replicas(service)
 
+    def orchestrator_at(self, address: str) -> str:
+        """The name of the orchestrator that is reached at one of `addresses`."""
+        return next(name for name in self.replicas("orchestrator") if self.proxies[name].address == address)
+
     def pid(self, name: str) -> int:
         """The process of a replica."""
         return self._mesh.services[name].pid
@@ -67,27 +74,35 @@ class FaultyMesh:
         await self.until_connected(name)
 
     async def until_connected(self, name: str) -> None:
-        """Returns when somebody is connected to a replica through its proxy."""
-        await self.proxies[name].until_answered()
+        """Returns when a replica answers through its proxy: somebody who is connected to it, or asks."""
+        if name not in self.replicas("orchestrator"):
+            await self.proxies[name].until_answered()  # the orchestrators ask
+            return
+        async with grpc.aio.insecure_channel(self.proxies[name].address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            health = await check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING, f"{name} does not serve"
 
 
 @asynccontextmanager
-async def faulty_mesh(log_file: Path, *, orchestrators: int = 1, slots: int = 8) -> AsyncIterator[FaultyMesh]:
-    """Two replicas of each stage on the tiny random model, and their orchestrators, within the block.
+async def faulty_mesh(folder: Path, *, slots: int = 8) -> AsyncIterator[FaultyMesh]:
+    """Two replicas of each service on the tiny random model, within the block; the orchestrators share a journal.
 
-    What the services write goes to `log_file`.
+    The journal, and what the services write, are in `folder`.
     """
-    replicas = {**dict.fromkeys(STAGES, 2), "orchestrator": orchestrators}
-    names = MeshSettings(replicas=replicas)
+    replicas, journal = dict.fromkeys(SERVICES, 2), str(folder / "journal.db")
+    names = MeshSettings(replicas=replicas, journal=journal)
     happened = asyncio.Event()
     async with AsyncExitStack() as stack:
-        log = stack.enter_context(log_file.open("w"))
+        log = stack.enter_context((folder / "services.log").open("w"))
         proxies = {
             names.replica_name(service, index): await stack.enter_async_context(TcpProxy.open())
             for service in SERVICES
             for index in range(replicas[service])
         }
-        settings = ProxiedSettings(device=Device.CPU, threads=1, slots=slots, replicas=replicas, proxies=proxies)
+        settings = ProxiedSettings(
+            device=Device.CPU, threads=1, slots=slots, replicas=replicas, journal=journal, proxies=proxies
+        )
 
         def report(event: ServiceEvent) -> None:
             log.write(f"{event.service} | {event.kind} pid {event.pid} {event.reason}\n")

@@ -1,7 +1,7 @@
 """What a session says and what it must hear: the same bytes whatever happens meanwhile."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +35,8 @@ class HeardReply:
     packets: list[tuple[float, float]] = field(default_factory=list)
     """When each packet came, and how many seconds of sound had come with it."""
     said_at: float = 0.0
+    address: str = ""
+    """Where its session was when it was last looked at."""
     error: str = ""
     has_ended: bool = False
 
@@ -97,8 +99,11 @@ def watched_by_nobody(_: int) -> Watcher:
     return Nobody()
 
 
-async def hold(address: str, script: Script, watch: Callable[[int], Watcher] = watched_by_nobody) -> list[HeardReply]:
-    """Holds a session to its end, and gives a reply for each turn, also where it fails.
+async def hold(
+    addresses: Sequence[str], script: Script, watch: Callable[[int], Watcher] = watched_by_nobody
+) -> list[HeardReply]:
+    """Holds a session at the first of these orchestrators to its end, and gives a reply for each turn, also where it
+    fails.
 
     `watch` gives who follows the reply to a turn, asked when the turn begins.
     """
@@ -107,12 +112,13 @@ async def hold(address: str, script: Script, watch: Callable[[int], Watcher] = w
     question = read_audio(QUESTION, USER_RATE_HZ)[: round(QUESTION_SECONDS * USER_RATE_HZ)]
     try:
         async with (
-            client.connect(address) as mesh,
+            client.connect(addresses) as mesh,
             mesh.session(seed=script.seed, max_frame_count=FRAME_COUNT, ahead_seconds=AHEAD_SECONDS) as session,
         ):
             for turn, text in enumerate(script.turns):
                 reply, watcher = HeardReply(), watch(turn)
                 replies.append(reply)
+                reply.address = session.address
                 await (session.send_text(text) if text else session.send_audio(question))
                 watcher.said(reply)
                 reply.said_at = time.monotonic()
@@ -121,6 +127,7 @@ async def hold(address: str, script: Script, watch: Callable[[int], Watcher] = w
                     match event:
                         case Audio():
                             reply.take(event)
+                            reply.address = session.address
                             watcher.heard(reply)
                         case ReplyEnded():
                             reply.end(event)

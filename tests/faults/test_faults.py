@@ -16,15 +16,15 @@ import pytest_asyncio
 import client
 from client import mesh_settings, supervisor
 from client.events import FinishReason, ReplyEnded, ReplyStarted
-from client.mesh_settings import STAGES
+from client.mesh_settings import SERVICES
 from tests.faults.campaign import SCRIPTS, SESSIONS, Campaign
 from tests.faults.fault import Kind
 from tests.faults.faulty_mesh import FaultyMesh, faulty_mesh
 from tests.faults.script import AHEAD_SECONDS, FRAME_COUNT, HeardReply, Nobody, hold
 
-FAULT_COUNT = int(os.environ.get("FAULT_COUNT", "5"))
+FAULT_COUNT = int(os.environ.get("FAULT_COUNT", "8"))
 SEED = int(os.environ.get("FAULT_SEED", "0"))
-# A failure takes the time of a start, some seconds, and three services fail side by side.
+# A failure takes the time of a start, some seconds, and four services fail side by side.
 PATIENCE_SECONDS = 240 + 10 * FAULT_COUNT
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(PATIENCE_SECONDS)]
@@ -32,21 +32,21 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(PATI
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FaultyMesh]:
-    """Two replicas of each stage; what they write is in the test's folder."""
-    log_file: Path = tmp_path_factory.mktemp("faults") / "services.log"
+    """Two replicas of each service; what they write is in the test's folder."""
+    folder: Path = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
         # Less than a reply: of those that a draining replica has, some end in time and some are handed over.
         patch.setattr(mesh_settings, "GRACE_SECONDS", 1)
         patch.setattr(supervisor, "FIRST_PAUSE_SECONDS", 0.1)
         patch.setattr(supervisor, "LONGEST_PAUSE_SECONDS", 0.1)
-        async with faulty_mesh(log_file) as mesh:
+        async with faulty_mesh(folder) as mesh:
             yield mesh
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def undisturbed(mesh: FaultyMesh) -> list[bytes]:
     """The sound of the first script's replies."""
-    return sounds(await hold(mesh.addresses[0], SCRIPTS[0]))
+    return sounds(await hold(mesh.addresses, SCRIPTS[0]))
 
 
 def sounds(replies: list[HeardReply]) -> list[bytes]:
@@ -59,7 +59,7 @@ def sounds(replies: list[HeardReply]) -> list[bytes]:
 async def test_the_same_script_is_heard_as_the_same_bytes_whoever_answers(
     mesh: FaultyMesh, undisturbed: list[bytes]
 ) -> None:
-    heard = await asyncio.gather(*(hold(mesh.addresses[0], SCRIPTS[0]) for _ in range(4)))
+    heard = await asyncio.gather(*(hold(mesh.addresses, SCRIPTS[0]) for _ in range(4)))
     assert [sounds(replies) for replies in heard] == [undisturbed] * 4
 
 
@@ -67,9 +67,9 @@ async def test_a_lost_replica_is_left_out_and_takes_part_again(mesh: FaultyMesh,
     name = mesh.replicas("speech")[0]
     pid = mesh.pid(name)
     mesh.signal(name, signal.SIGKILL)
-    assert sounds(await hold(mesh.addresses[0], SCRIPTS[0])) == undisturbed
+    assert sounds(await hold(mesh.addresses, SCRIPTS[0])) == undisturbed
     await mesh.until_replaced(name, pid)
-    assert sounds(await hold(mesh.addresses[0], SCRIPTS[0])) == undisturbed
+    assert sounds(await hold(mesh.addresses, SCRIPTS[0])) == undisturbed
 
 
 async def test_draining_breaks_no_reply(mesh: FaultyMesh, undisturbed: list[bytes]) -> None:
@@ -87,7 +87,7 @@ async def test_draining_breaks_no_reply(mesh: FaultyMesh, undisturbed: list[byte
                 if middle_count == SESSIONS:
                     mesh.signal(name, signal.SIGTERM)
 
-    heard = await asyncio.gather(*(hold(mesh.addresses[0], SCRIPTS[0], lambda _: Drain()) for _ in range(SESSIONS)))
+    heard = await asyncio.gather(*(hold(mesh.addresses, SCRIPTS[0], lambda _: Drain()) for _ in range(SESSIONS)))
     assert [sounds(replies) for replies in heard] == [undisturbed] * SESSIONS
     assert middle_count >= SESSIONS
     await mesh.until_replaced(name, pid)
@@ -97,7 +97,7 @@ async def test_without_a_stage_the_reply_fails_and_the_session_goes_on(mesh: Fau
     names = mesh.replicas("speech")
     pids = {name: mesh.pid(name) for name in names}
     async with (
-        client.connect(mesh.addresses[0]) as front,
+        client.connect(mesh.addresses) as front,
         front.session(seed=1, max_frame_count=FRAME_COUNT, ahead_seconds=AHEAD_SECONDS) as session,
     ):
         endings = []
@@ -121,7 +121,7 @@ async def test_without_a_stage_the_reply_fails_and_the_session_goes_on(mesh: Fau
 
 
 async def test_no_reply_is_lost(mesh: FaultyMesh) -> None:
-    report = await Campaign(mesh, STAGES, list(Kind), seed=SEED).run(FAULT_COUNT)
+    report = await Campaign(mesh, SERVICES, list(Kind), seed=SEED).run(FAULT_COUNT)
     print(f"\n{report}")  # noqa: T201 - what the suite is run for
     assert not report.failed, str(report)
     assert not report.unequal, str(report)

@@ -46,7 +46,20 @@ class RealMesh:
 def start_mesh(*arguments: str, **environment: str) -> RealMesh:
     """Starts `chroma-mesh up`, with these variables in its environment, and waits until the mesh is ready."""
     process = subprocess.Popen(
-        command("up", "--port", "0", "--device", "cpu", "--dtype", "float32", "--threads", "1", *arguments),
+        command(
+            "up",
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--threads",
+            "1",
+            *arguments,
+        ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

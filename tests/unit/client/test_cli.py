@@ -120,6 +120,18 @@ async def test_what_the_mesh_refuses_is_said_in_its_words(orchestrator, refusal,
     assert (result.status, result.err) == (1, "chroma-mesh: there is no voice eve\n")
 
 
+async def test_of_several_addresses_one_that_answers_is_talked_to(orchestrator, cli, free_address, tmp_path):
+    addresses = f"{free_address}, {orchestrator.address}"
+    out = ("-o", str(tmp_path / "out.wav"))
+    result = await cli("talk", "--text", "hi", *out, "--address", addresses)
+    assert (result.status, result.err) == (0, "")
+    result = await cli("call", str(QUESTION), "--speed", "100", *out, CHROMA_MESH_ADDRESS=addresses)
+    assert (result.status, result.err) == (0, "")
+    assert len(orchestrator.received("open")) == 2
+    result = await cli("talk", "--text", "hi", *out, "--address", f"{free_address},")
+    assert (result.status, "host:port, or several" in result.err) == (2, True)
+
+
 async def test_no_mesh_is_said(cli, free_address, tmp_path):
     for arguments in (("talk", "--text", "hi", "-o", str(tmp_path / "out.wav")), ("voices",)):
         result = await cli(*arguments, "--address", free_address)

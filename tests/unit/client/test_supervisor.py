@@ -259,7 +259,7 @@ REPLICAS = {"reasoner": 1, "speech": 2, "codec": 3, "orchestrator": 2}
 @pytest.mark.usefixtures("_short_pauses")
 @pytest.mark.parametrize("service", ["speech-1", "orchestrator-0", "reasoner"])
 async def test_a_replica_that_ends_is_started_again_where_it_was(observer, service):
-    async with fake_mesh(observer, restart=True, replicas=REPLICAS) as mesh:
+    async with fake_mesh(observer, restart=True, replicas=REPLICAS, journal="kept") as mesh:
         place, before = mesh.services[service], mesh.services[service].pid
         address, metrics_address = place.address.result(), place.metrics_address
         os.kill(before, signal.SIGKILL)
@@ -323,7 +323,7 @@ async def test_a_process_of_all_stages_is_started_again_where_it_was(observer, m
 
 
 async def test_replicas_are_known_by_name_and_to_the_orchestrators(observer):
-    async with fake_mesh(observer, replicas=REPLICAS, speech_port=40001, port=40011) as mesh:
+    async with fake_mesh(observer, replicas=REPLICAS, journal="kept", speech_port=40001, port=40011) as mesh:
         assert sorted(mesh.services) == [
             *("codec-0", "codec-1", "codec-2", "orchestrator-0", "orchestrator-1", "reasoner", "speech-0", "speech-1")
         ]
@@ -341,7 +341,9 @@ def test_replicas_share_what_one_would_have(monkeypatch):
         monkeypatch.delenv(f"CHROMA_{stage.upper()}_THREADS", raising=False)
         monkeypatch.delenv(f"CHROMA_{stage.upper()}_MEMORY_SHARE", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    settings = MeshSettings(replicas={"speech": 2, "orchestrator": 2}, speech_port=700, metrics_port=9000, port=800)
+    settings = MeshSettings(
+        replicas={"speech": 2, "orchestrator": 2}, speech_port=700, metrics_port=9000, port=800, journal="kept.db"
+    )
 
     def told(service: str, index: int, **ports: int) -> dict[str, str]:
         words = settings.flags(service, dict.fromkeys(STAGES, "a:1,b:1"), index, ports)
@@ -350,6 +352,7 @@ def test_replicas_share_what_one_would_have(monkeypatch):
     assert [told("orchestrator", index)["--port"] for index in (0, 1)] == ["800", "801"]
     assert told("orchestrator", 1)["--speech-address"] == "a:1,b:1"
     assert told("orchestrator", 1)["--orchestrator-count"] == "2"
+    assert told("orchestrator", 1)["--journal"] == "kept.db"
     assert [told("speech", index)["--port"] for index in (0, 1)] == ["700", "701"]
     replicas = [("orchestrator", 0), ("orchestrator", 1), ("reasoner", 0), ("speech", 0), ("speech", 1), ("codec", 0)]
     assert [told(*replica)["--metrics-port"] for replica in replicas] == [str(9000 + count) for count in range(6)]
@@ -369,8 +372,18 @@ def test_replicas_are_given_as_words():
             read_replicas(text)
 
 
+def test_several_orchestrators_need_a_journal(monkeypatch):
+    monkeypatch.delenv("CHROMA_ORCHESTRATOR_JOURNAL", raising=False)
+    with pytest.raises(InputError, match=r"several orchestrators need a journal.*give --journal"):
+        MeshSettings(replicas={"orchestrator": 2})
+    monkeypatch.setenv("CHROMA_ORCHESTRATOR_JOURNAL", "redis://localhost/0")
+    assert "--journal" not in MeshSettings(replicas={"orchestrator": 2}).flags(
+        "orchestrator", dict.fromkeys(STAGES, "")
+    )
+
+
 def test_stages_in_one_process_have_one_replica():
-    MeshSettings(placement=Placement.COLOCATED, replicas={"orchestrator": 3, "speech": 1})
+    MeshSettings(placement=Placement.COLOCATED, replicas={"orchestrator": 3, "speech": 1}, journal="kept")
     with pytest.raises(InputError, match="give --placement separate"):
         MeshSettings(placement=Placement.COLOCATED, replicas={"speech": 2})
 
@@ -453,7 +466,7 @@ def fake_services(tmp_path: Path) -> dict[str, str]:
     package = tmp_path / "services"
     package.mkdir()
     (package / "__init__.py").touch()
-    for service in (*SERVICES, "colocated"):
+    for service in (*SERVICES, "colocated", "gateway"):
         code = f"import runpy, sys\nsys.argv[1:1] = [{service!r}]\nrunpy.run_path({str(FAKE)!r})\n"
         (package / f"{service}.py").write_text(code)
     return {"PYTHONPATH": str(tmp_path)}
@@ -465,7 +478,7 @@ StartUp = Callable[..., Any]
 async def test_up_tells_what_happens_and_stops_on_a_signal(fake_services, start_cli, tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM):
         log = tmp_path / "log"
-        process = await start_cli("up", "--port", "0", "--logs", str(log), **fake_services)
+        process = await start_cli("up", "--port", "0", "--no-gateway", "--logs", str(log), **fake_services)
         lines = [line async for line in until(process, "The mesh is ready at 127.0.0.1:1012")]
         ready = [line for line in lines if "ready at" in line and "metrics at" in line]
         assert [line.split()[0] for line in ready][-1] == "orchestrator"
@@ -482,7 +495,17 @@ async def test_up_tells_what_happens_and_stops_on_a_signal(fake_services, start_
 
 
 async def test_up_starts_replicas_and_starts_them_again(fake_services, start_cli):
-    process = await start_cli("up", "--port", "0", "--replicas", "speech=2,orchestrator=2", **fake_services)
+    process = await start_cli(
+        "up",
+        "--port",
+        "0",
+        "--no-gateway",
+        "--replicas",
+        "speech=2,orchestrator=2",
+        "--journal",
+        "kept",
+        **fake_services,
+    )
     lines = [line async for line in until(process, "The mesh is ready at 127.0.0.1:1012 and 127.0.0.1:1012")]
     pids = {line.split()[0]: int(line.split()[2]) for line in lines if "starting" in line}
     assert sorted(pids) == ["codec", "orchestrator-0", "orchestrator-1", "reasoner", "speech-0", "speech-1"]
@@ -501,7 +524,7 @@ async def test_up_starts_replicas_and_starts_them_again(fake_services, start_cli
 
 
 async def test_up_can_place_the_stages_in_one_process(fake_services, start_cli):
-    process = await start_cli("up", "--port", "0", "--placement", "colocated", **fake_services)
+    process = await start_cli("up", "--port", "0", "--no-gateway", "--placement", "colocated", **fake_services)
     lines = [line async for line in until(process, "The mesh is ready at 127.0.0.1:1012")]
     assert lines[0].startswith("reasoner, speech and codec  pid ")
     assert [line.split()[0] for line in lines if " ready at " in line and "metrics at" in line] == list(SERVICES)
@@ -509,6 +532,19 @@ async def test_up_can_place_the_stages_in_one_process(fake_services, start_cli):
     out, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert "reasoner, speech and codec" in out.decode()
+
+
+async def test_up_puts_a_gateway_in_front(fake_services, start_cli):
+    """It is the last to come and the first to go."""
+    process = await start_cli("up", "--port", "0", "--http-port", "0", **fake_services)
+    lines = [line async for line in until(process, "HTTP, for OpenAI's clients: http://127.0.0.1:1007/v1")]
+    ready = [line.split()[0] for line in lines if "ready at" in line and "metrics at" in line]
+    assert ready[-2:] == ["orchestrator", "gateway"]
+    process.send_signal(signal.SIGTERM)
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    stopped = [line.split()[0] for line in out.decode().splitlines() if line.endswith("stopped")]
+    assert stopped[:2] == ["gateway", "orchestrator"]
 
 
 async def until(process: asyncio.subprocess.Process, end: str) -> AsyncIterator[str]:
@@ -522,7 +558,7 @@ async def until(process: asyncio.subprocess.Process, end: str) -> AsyncIterator[
 
 
 async def test_up_says_which_service_ended_and_why(fake_services, cli):
-    result = await cli("up", "--port", "0", **fake_services, FAKE_SPEECH="fail")
+    result = await cli("up", "--port", "0", "--no-gateway", **fake_services, FAKE_SPEECH="fail")
     assert result.status == 1
     assert result.err == (
         "chroma-mesh: the speech service exited with status 3: config.json is missing; and so is all else\n"
@@ -530,7 +566,7 @@ async def test_up_says_which_service_ended_and_why(fake_services, cli):
 
 
 async def test_up_shows_logs_on_the_terminal(fake_services, cli):
-    result = await cli("up", "--logs", "-", **fake_services, FAKE_CODEC="crash")
+    result = await cli("up", "--no-gateway", "--logs", "-", **fake_services, FAKE_CODEC="crash")
     assert result.status == 1
     assert 'codec | {"event": "listening"' in result.out
     assert "codec | RuntimeError: the card is gone" in result.out

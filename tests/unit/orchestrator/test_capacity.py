@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.orchestrator.capacity import MISSED_ROUNDS, Capacity
-from services.orchestrator.metrics import STAGES, Stage
 from services.orchestrator.stages import ReplicaSlots, Stages
+from services.orchestrator.turn_parts import STAGES, Stage
 from services.runtime.errors import Unavailable
 
 Replicas = dict[str, int]
@@ -38,7 +38,11 @@ class AnsweringStages:
 
 def capacity_of(stages: AnsweringStages, told: dict[Stage, int] | None = None, share_count: int = 1) -> Capacity:
     told = {} if told is None else told
-    return Capacity(cast(Stages, stages), share_count=share_count, on_slots=told.__setitem__)
+
+    def on_round(stage: Stage, slot_count: int, replica_count: int) -> None:
+        told[stage] = slot_count
+
+    return Capacity(cast(Stages, stages), share_count=share_count, on_round=on_round)
 
 
 @given(replicas=st.fixed_dictionaries(dict.fromkeys(STAGES, REPLICAS)), share_count=st.integers(1, 5))

@@ -14,13 +14,13 @@ from chroma_mesh.types.v1 import types_pb2
 from services.orchestrator.stages import CodecFacts
 from services.orchestrator.voice_store import VoiceExample, VoiceFolder, VoiceMemory, VoiceStore
 from services.orchestrator.voices import BUILTIN_FOLDER, REMEMBERED_EXAMPLES, Voices
-from services.runtime.errors import Internal, MeshError, Unavailable
+from services.runtime.errors import Internal, InvalidArgument, MeshError, Unavailable
 
 FACTS = CodecFacts(sample_rate_hz=24_000, samples_per_frame=1920, codebook_count=8, codebook_size=2048)
 S16, F32 = types_pb2.AUDIO_ENCODING_PCM_S16LE, types_pb2.AUDIO_ENCODING_PCM_F32LE
 
 
-class FakeEncoder:
+class FakeStages:
     """Counts, and waits at its gate."""
 
     def __init__(self) -> None:
@@ -39,6 +39,10 @@ class FakeEncoder:
             raise self.failure
         return [types_pb2.Frame(codes=[sum(audio.data) % 2048] * 8)]
 
+    async def check_voice(self, prompt: types_pb2.VoicePrompt) -> None:
+        if "<|" in prompt.transcript:
+            raise InvalidArgument("no special tokens", reason="REFUSED", stage="speech")
+
 
 def example(seed: int = 0, encoding: types_pb2.AudioEncoding = S16) -> VoiceExample:
     samples = np.random.default_rng(seed).uniform(-0.9, 0.9, 2400)
@@ -47,8 +51,8 @@ def example(seed: int = 0, encoding: types_pb2.AudioEncoding = S16) -> VoiceExam
     return VoiceExample(f"number {seed} ü", types_pb2.Audio(format=audio_format, data=data.tobytes()))
 
 
-def voices(encoder: FakeEncoder, folder: Path | None = None) -> Voices:
-    return Voices(encoder, folder=folder, default_voice="ash", voice_limit=10)
+def voices(stages: FakeStages, folder: Path | None = None) -> Voices:
+    return Voices(stages, folder=folder, default_voice="ash", voice_limit=10)
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -112,14 +116,14 @@ async def test_files_that_are_no_good_are_named_and_not_listed(
     if samples is not None:
         soundfile.write(tmp_path / "a.wav", samples, 24_000)
     with pytest.raises(Internal, match=problem) as raised:
-        await voices(FakeEncoder(), tmp_path).example("a")
+        await voices(FakeStages(), tmp_path).example("a")
     assert raised.value.reason == "VOICE_UNREADABLE"
     if samples is None or samples.ndim == 1:
-        assert [voice.name for voice in await voices(FakeEncoder(), tmp_path).listing()] == ["ash", "birch"]
+        assert [voice.name for voice in await voices(FakeStages(), tmp_path).listing()] == ["ash", "birch"]
 
 
 async def test_the_builtin_voices_are_fit_to_speak_with() -> None:
-    shipped = voices(FakeEncoder())
+    shipped = voices(FakeStages())
     for name in ("ash", "birch"):
         given = await shipped.example(name)
         assert given.audio.format == types_pb2.AudioFormat(encoding=S16, sample_rate_hz=24_000)
@@ -131,67 +135,79 @@ async def test_the_builtin_voices_are_fit_to_speak_with() -> None:
 
 
 async def test_those_who_ask_together_share_one_call() -> None:
-    encoder = FakeEncoder()
-    encoder.gate.clear()
-    shared = voices(encoder)
+    stages = FakeStages()
+    stages.gate.clear()
+    shared = voices(stages)
     asking = [asyncio.create_task(shared.prompt(example(1))) for _ in range(5)]
-    await encoder.entered.wait()
-    encoder.gate.set()
+    await stages.entered.wait()
+    stages.gate.set()
     prompts = await asyncio.gather(*asking)
-    assert encoder.calls == 1
+    assert stages.calls == 1
     assert all(prompt == prompts[0] for prompt in prompts)
     await shared.prompt(example(1))
-    assert encoder.calls == 1
+    assert stages.calls == 1
     await shared.prompt(example(2))
-    assert encoder.calls == 2
+    assert stages.calls == 2
 
 
 async def test_another_goes_on_when_the_first_to_ask_is_gone() -> None:
-    encoder = FakeEncoder()
-    encoder.gate.clear()
-    shared = voices(encoder)
+    stages = FakeStages()
+    stages.gate.clear()
+    shared = voices(stages)
     first, second = (asyncio.create_task(shared.prompt(example(1))) for _ in range(2))
-    await encoder.entered.wait()
+    await stages.entered.wait()
     first.cancel()
-    encoder.gate.set()
+    stages.gate.set()
     assert (await second).frames
-    assert encoder.calls == 2
+    assert stages.calls == 2
 
 
 async def test_a_failure_is_not_remembered() -> None:
-    encoder = FakeEncoder()
-    encoder.failure = Unavailable("the codec stage: gone")
-    shared = voices(encoder)
+    stages = FakeStages()
+    stages.failure = Unavailable("the codec stage: gone")
+    shared = voices(stages)
     with pytest.raises(Unavailable):
         await shared.create("mine", example(1))
     assert [voice.name for voice in await shared.listing()] == ["ash", "birch"]
-    encoder.failure = None
+    stages.failure = None
     await shared.create("mine", example(1))
     assert (await shared.prompt(await shared.example("mine"))).transcript == "number 1 ü"
 
 
+async def test_a_voice_that_the_speech_stage_refuses_is_not_made() -> None:
+    kept = voices(FakeStages())
+    with pytest.raises(InvalidArgument) as raised:
+        await kept.create("mine", replace(example(1), transcript="hello <|text_end|>"))
+    assert (raised.value.reason, raised.value.field, raised.value.metadata) == (
+        "REFUSED",
+        "example",
+        {"stage": "speech"},
+    )
+    assert [voice.name for voice in await kept.listing()] == ["ash", "birch"]
+
+
 async def test_other_facts_need_another_encoding() -> None:
-    encoder = FakeEncoder()
-    shared = voices(encoder)
+    stages = FakeStages()
+    shared = voices(stages)
     await shared.prompt(example(1))
-    encoder.codec_facts = replace(FACTS, samples_per_frame=960)
+    stages.codec_facts = replace(FACTS, samples_per_frame=960)
     await shared.prompt(example(1))
-    assert encoder.calls == 2
+    assert stages.calls == 2
 
 
 async def test_what_is_remembered_is_bounded() -> None:
-    encoder = FakeEncoder()
-    shared = voices(encoder)
+    stages = FakeStages()
+    shared = voices(stages)
     for seed in range(REMEMBERED_EXAMPLES + 1):
         await shared.prompt(example(seed))
     await shared.prompt(example(REMEMBERED_EXAMPLES))
-    assert encoder.calls == REMEMBERED_EXAMPLES + 1
+    assert stages.calls == REMEMBERED_EXAMPLES + 1
     await shared.prompt(example(0))
-    assert encoder.calls == REMEMBERED_EXAMPLES + 2
+    assert stages.calls == REMEMBERED_EXAMPLES + 2
 
 
 async def test_orchestrators_can_share_a_folder(tmp_path: Path) -> None:
-    one, other = voices(FakeEncoder(), tmp_path), voices(FakeEncoder(), tmp_path)
+    one, other = voices(FakeStages(), tmp_path), voices(FakeStages(), tmp_path)
     await one.create("mine", example(1))
     assert await other.example("mine") == example(1)
     await other.delete("mine")

@@ -9,7 +9,8 @@ from chroma_mesh.codec.v1 import codec_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.runtime.interceptors import TRACEPARENT, Ids, current_ids, incoming_ids, with_ids
+from services.runtime.interceptors import Ids, current_ids, incoming_ids, with_ids
+from services.runtime.tracing import TRACEPARENT
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -32,7 +33,7 @@ async def test_ids_of_the_caller_are_the_handlers(codec: Any) -> None:
             await stub.Decode().read()
         await stub.Encode(codec_pb2.EncodeRequest(), metadata=(("x-session-id", "s2"),))
     assert seen[:2] == [ids, ids]
-    assert lines[0] == {"session_id": "s1", "turn_index": 0, "traceparent": PARENT}
+    assert lines[0] == {"session_id": "s1", "turn_index": 0, "trace_id": PARENT.split("-")[1]}
     assert (seen[2].session_id, seen[2].turn_index) == ("s2", None)
     assert re.fullmatch(TRACEPARENT, seen[2].traceparent or "")
     assert current_ids() == Ids()

@@ -72,6 +72,7 @@ def test_slots_and_queue_are_read_over_http_until_the_end() -> None:
     metrics = SlotMetrics("speech", registry)
     in_use = 2
     metrics.watch(lambda: in_use, 4)
+    metrics.watch_memory(lambda: 1000 - in_use, 1000)
     metrics.queue_wait.observe(0.03)
     threads = threading.active_count()
     with serve_metrics(registry, "127.0.0.1", 0) as port:
@@ -80,6 +81,8 @@ def test_slots_and_queue_are_read_over_http_until_the_end() -> None:
             text = response.read().decode()
     assert "chroma_speech_slots_in_use 3.0" in text
     assert "chroma_speech_slots 4.0" in text
+    assert "chroma_speech_device_memory_free_bytes 997.0" in text
+    assert "chroma_speech_device_memory_bytes 1000.0" in text
     assert 'chroma_speech_queue_wait_seconds_bucket{le="0.05"} 1.0' in text
     assert threading.active_count() == threads
     with serve_metrics(registry, "127.0.0.1", port) as again:

@@ -6,7 +6,7 @@ import pytest
 
 from client.bench.player import Packet
 from client.bench.reply_record import ReplyRecord
-from client.events import FinishReason, Timings
+from client.events import FinishReason, Timings, TurnPart
 
 NewReply = Callable[..., ReplyRecord]
 
@@ -63,6 +63,13 @@ def new_reply() -> NewReply:
                 first_codec_audio_seconds=0.005,
                 first_audio_seconds=0.035,
                 total_seconds=0.5,
+                parts=(
+                    TurnPart("reasoner_queue", 0.001),
+                    TurnPart("first_step", 0.009),
+                    TurnPart("speech_queue", 0.002),
+                    TurnPart("first_frame", 0.018),
+                    TurnPart("decode", 0.005),
+                ),
             ),
             digest=digest,
         )

@@ -101,7 +101,7 @@ def test_the_tables_say_what_was_found(report):
     assert (opened[0], opened[2], opened[8]) == ("0.5 turns/s", "1", "–")
     assert cells(report, "Latency")[0] == ["1 session", *["10.0"] * 3, *["30.0"] * 3, *["100"] * 3]
     assert cells(report, "Latency")[2][7:] == ["1,500"] * 3
-    assert cells(report, "Where")[0] == ["1 session", "10.0", "20.0", "5.00", "65.0", "100", "1.00"]
+    assert cells(report, "Where")[0] == ["1 session", "3.00", "9.00", "18.0", "5.00", "65.0", "100"]
     assert cells(report, "Steadiness")[2][4:] == ["240", "240", "240", "0.0", "0.0", "1", "1/3840"]
     assert cells(report, "Open loop") == [["0.5 turns/s", "7", "1", "1", "20.0", "0", "1", "2.00", "2.00", "2.00"]]
     assert cells(report, "Turns") == [["0.5 turns/s", "refused", "RESOURCE_EXHAUSTED NO_CAPACITY", "1"]]

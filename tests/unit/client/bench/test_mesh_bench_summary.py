@@ -103,7 +103,8 @@ def test_a_load_by_hand(new_reply):
     parts = found.first_audio_parts
     assert parts is not None
     assert parts.total == pytest.approx(0.2)
-    assert parts.first_step + parts.first_frame + parts.first_codec_audio + parts.rest == pytest.approx(parts.total)
+    assert list(parts.mesh) == ["reasoner_queue", "first_step", "speech_queue", "first_frame", "decode"]
+    assert sum(parts.mesh.values()) + parts.rest == pytest.approx(parts.total)
 
 
 def test_a_text_that_ended_early_is_counted_where_the_sound_did_not(new_reply):

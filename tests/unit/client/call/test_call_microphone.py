@@ -143,7 +143,9 @@ async def test_a_person_speaks_hears_and_hangs_up(device, time, served, timed_me
 def settings(free_address):
     """A call by microphone."""
     session = session_settings(CallFormat.PCM16, None, is_heard_by_mesh=True, speed=1, voice=None, max_frame_count=None)
-    return CallSettings(address=free_address, session=session, script=None, packet_ms=20, speed=1, out=None, json=None)
+    return CallSettings(
+        addresses=[free_address], session=session, script=None, packet_ms=20, speed=1, out=None, json=None
+    )
 
 
 @pytest.mark.parametrize(
