@@ -24,6 +24,9 @@ from services.runtime.settings import load
 LINGER_SECONDS = 2
 """What connections get to close, after the grace time."""
 
+UNREAD_SECONDS = 20.0
+"""How long a connection lives whose peer reads nothing of what it was sent."""
+
 
 class Server(uvicorn.Server):
     """uvicorn's server, which is stopped by whoever runs it: its own way on SIGTERM closes sockets in mid-reply."""
@@ -95,6 +98,9 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
     with listening:
+        # Sockets that are accepted take it over; macOS has no such limit.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD_SECONDS * 1000))
         yield listening
 
 

@@ -1,11 +1,13 @@
 """Refusals in the form that OpenAI's clients know."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -25,6 +27,39 @@ ANSWERS: dict[grpc.StatusCode, tuple[int, str]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: (504, "server_error"),
 }
 OTHERWISE = (500, "server_error")
+
+KEY_REASONS = ("NO_KEY", "WRONG_KEY", "KEY_REVOKED")
+
+RETRIED = (429, 503)
+"""Answers that tell when to try again."""
+
+RETRY_SECONDS = 1.0
+"""When, where nobody knows better."""
+
+WORDS = {400: "malformed_request", 404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
+"""The code of what no route takes."""
+
+
+class ErrorDetails(BaseModel):
+    """What is wrong: for people, and for programs. `param` is the field that is."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: ErrorDetails
+
+
+IN_DOCUMENT: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "the request, or its sender, is refused; the error says why"},
+    "5XX": {"model": ErrorAnswer, "description": "the request cannot be answered, or not now; the error says why"},
+}
+"""How the OpenAPI document tells of it, for every path."""
 
 
 @dataclass
@@ -48,7 +83,11 @@ class Refusal(Exception):
 
     def response(self) -> JSONResponse:
         """The HTTP response."""
-        headers = {} if self.retry_seconds is None else {"Retry-After": str(max(1, round(self.retry_seconds)))}
+        headers = {}
+        if self.retry_seconds is not None or self.status in RETRIED:
+            headers["Retry-After"] = str(max(1, round(self.retry_seconds or RETRY_SECONDS)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse({"error": self.body}, self.status, headers)
 
 
@@ -59,6 +98,8 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 def mesh_refusal(error: MeshError) -> Refusal:
     """What the mesh has refused, or could not do."""
+    if error.reason in KEY_REASONS:  # OpenAI's clients know no key and a wrong one as the same
+        return Refusal(401, "authentication_error", error.message, code="invalid_api_key")
     status, kind = ANSWERS.get(error.code, OTHERWISE)
     message = "no orchestrator can be reached" if error.reason == "UNREACHABLE" else error.message  # nor where it is
     return Refusal(status, kind, message, error.field, error.reason.lower() or None, error.retry_seconds)
@@ -79,13 +120,49 @@ async def answer_mesh_error(_request: Request, error: Exception) -> JSONResponse
 async def answer_wrong_request(_request: Request, error: Exception) -> JSONResponse:
     """The response to a body, path or query that is not as the OpenAPI document has it."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    message = first["msg"].removeprefix("Value error, ")
-    return invalid(f"{place}: {message}" if place else message, place or None).response()
+    return validation_refusal(error).response()
 
 
-async def answer_http_error(_request: Request, error: Exception) -> JSONResponse:
+async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
     """The response to what no route takes."""
     assert isinstance(error, HTTPException)
-    return Refusal(error.status_code, "invalid_request_error", str(error.detail)).response()
+    message = str(error.detail)
+    if error.status_code in (404, 405):
+        message = f"there is no {request.method} {request.url.path}"
+    refusal = Refusal(error.status_code, "invalid_request_error", message, code=WORDS.get(error.status_code))
+    response = refusal.response()
+    response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        # Starlette names those of the first route only that has the path.
+        path = getattr(request.scope.get("route"), "path", None)
+        methods = request.app.openapi()["paths"].get(path, {})
+        response.headers["Allow"] = ", ".join(map(str.upper, methods)) or response.headers.get("Allow", "")
+    return response
+
+
+def validation_refusal(error: RequestValidationError) -> Refusal:
+    """What is wrong with a body, path or query, in a sentence: of several things the one that was looked at longest."""
+    worst = max(error.errors(), key=lambda entry: len(entry["loc"]))
+    message = str(worst["msg"]).removeprefix("Value error, ")
+    if worst["type"] == "json_invalid":
+        return invalid(f"the body is not JSON: {worst['ctx']['error']} at byte {worst['loc'][-1]}", code="invalid_json")
+    if worst["type"] == "too_long" and worst["ctx"]["max_length"] == 0:
+        message = "this is not supported"
+    place, *path = worst["loc"]
+    node = error.body if place == "body" else {str(part): None for part in path}
+    param = _field_name(path, node, is_missing=worst["type"] == "missing")
+    return invalid(f"{param}: {message}" if param else f"the body: {message}", param or None)
+
+
+def _field_name(path: list[str | int], node: Any, *, is_missing: bool) -> str:
+    """`messages[0].content` for the path of an error, whose other steps name alternatives and not what came."""
+    name = ""
+    for depth, step in enumerate(path):
+        if isinstance(step, int):
+            if isinstance(node, list) and step < len(node):
+                name, node = f"{name}[{step}]", node[step]
+        elif isinstance(node, Mapping) and step in node:
+            name, node = f"{name}.{step}", node[step]
+        elif is_missing and depth == len(path) - 1:
+            name = f"{name}.{step}"
+    return name.removeprefix(".")

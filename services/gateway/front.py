@@ -10,6 +10,8 @@ from starlette.requests import HTTPConnection
 
 from client.connection import Mesh
 from services.gateway.drain import Drain
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.realtime.socket_limit import SocketLimit
 from services.gateway.settings import GatewaySettings
 from services.runtime.channel import open_channel
 
@@ -21,7 +23,9 @@ class Front:
     settings: GatewaySettings
     channel: grpc.aio.Channel
     registry: CollectorRegistry
+    metrics: GatewayMetrics
     drain: Drain
+    sockets: SocketLimit
 
     def mesh(self, api_key: str | None) -> Mesh:
         """The mesh as the bearer of a key sees it."""
@@ -37,8 +41,9 @@ async def open_front(settings: GatewaySettings, registry: CollectorRegistry) -> 
         repeated=["ListVoices"],
         tls=settings.orchestrator_tls,
     )
+    metrics = GatewayMetrics(registry)
     async with channel:
-        yield Front(settings, channel, registry, Drain())
+        yield Front(settings, channel, registry, metrics, Drain(), SocketLimit(settings.socket_limit, metrics))
 
 
 def front_of(connection: HTTPConnection) -> Front:

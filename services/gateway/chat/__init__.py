@@ -1,0 +1,1 @@
+"""Chat completions: a conversation comes whole, and one reply goes back."""

@@ -1,0 +1,631 @@
+"""What happens on one socket: the client's events and the mesh's, one at a time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+
+import grpc
+import structlog
+
+from client.connection import Mesh
+from client.errors import MeshError
+from client.events import Audio, Event, ReplyEnded, ReplyStarted, SpeechStarted, SpeechStopped, Text
+from client.message import Role
+from client.session_settings import ReplySettings, SessionSettings
+from services.gateway.errors import Refusal, invalid, mesh_refusal
+from services.gateway.realtime.client_events import (
+    BufferAppend,
+    BufferClear,
+    BufferCommit,
+    ClientEvent,
+    ItemCreate,
+    ItemDelete,
+    ItemRetrieve,
+    ItemTruncate,
+    OutputBufferClear,
+    ReplyFields,
+    ResponseCancel,
+    ResponseCreate,
+    ResponseFields,
+    SessionUpdate,
+    WrongEvent,
+    read_client_event,
+)
+from services.gateway.realtime.conversation import Conversation
+from services.gateway.realtime.ids import new_id
+from services.gateway.realtime.input_buffer import InputBuffer
+from services.gateway.realtime.items import Item, Part, Said, Spoken, Typed
+from services.gateway.realtime.line import Heard, Line
+from services.gateway.realtime.received_item import LONGEST_TURN_SECONDS, read_item, read_sound
+from services.gateway.realtime.response import Response
+from services.gateway.realtime.server_events import (
+    BufferCleared,
+    BufferCommitted,
+    ErrorTold,
+    ItemAdded,
+    ItemDeleted,
+    ItemDone,
+    ItemRetrieved,
+    ItemTruncated,
+    ServerEvent,
+    SessionCreated,
+    SessionUpdated,
+    SpeechStartedTold,
+    SpeechStoppedTold,
+)
+from services.gateway.realtime.session_config import (
+    OPENAI_VOICES,
+    ReplyConfig,
+    SessionConfig,
+    VoiceNames,
+    check_response,
+    voice_of,
+)
+
+MINIMUM_COMMIT_MS = 100
+UNHEARD_SECONDS = 30
+"""Sound that is kept while nobody is known to speak: the mesh may say later that somebody did."""
+
+RESUME_SECONDS = 10.0
+"""How long a call that was lost is tried to go on with: nothing else is done for the client meanwhile."""
+
+RETRY_SECONDS = 1.0
+"""After a call that could not be opened, where the mesh does not say when to try again."""
+
+OPENING_WORD, FURTHER_WORDS = "Hello.", "Please go on."
+"""What the model is given where a response is asked for and the user has said nothing: its prompt needs a turn."""
+
+
+@dataclass
+class Speech:
+    """Something the user is saying: its item to be."""
+
+    item_id: str
+
+
+class SocketSession:
+    """The state of one socket.
+
+    `items` and what is not an item yet (`_buffer`) are the truth. The mesh's session, `_line`, is a copy of them that
+    is opened when it is needed, is told what happens as it happens, and is made anew where it cannot be told: it is
+    stale then, and lives on only for the reply that it gives.
+    """
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        mesh: Mesh,
+        tasks: asyncio.TaskGroup,
+        *,
+        deliver: Callable[[Heard], None],
+        send: Callable[[ServerEvent], Awaitable[None]],
+        count_first_audio: Callable[[float], None],
+    ) -> None:
+        """`tasks` outlives the session; `deliver` sees to it that `hear` is called; `send` waits for a slow client.
+
+        `count_first_audio` is told how long a reply's first sound took from the end of the user turn, in seconds.
+        """
+        self.id = new_id("sess")
+        self.is_quiet = asyncio.Event()
+        """No response is given."""
+        self.is_quiet.set()
+        self._conversation_id = new_id("conv")
+        self._config = config
+        self._mesh = mesh
+        self._tasks = tasks
+        self._deliver = deliver
+        self._send = send
+        self._count_first_audio = count_first_audio
+        self._items = Conversation()
+        self._buffer = InputBuffer(config.input_format)
+        self._line: Line | None = None
+        self._speech: Speech | None = None
+        self._response: Response | None = None
+        # When the user turn ended that waits for the first sound of its reply.
+        self._asked_at: float | None = None
+        self._retry_at = 0.0
+
+    async def begin(self) -> None:
+        """Tells the client that the session is there."""
+        await self._send(SessionCreated(self._config.body(self.id)))
+
+    async def close(self) -> None:
+        """Ends the call to the mesh."""
+        line, self._line = self._line, None
+        if line is not None:
+            await line.close()
+
+    async def receive(self, message: str | bytes) -> None:
+        """The client has sent something."""
+        if isinstance(message, bytes):
+            await self._tell_error(invalid("events are text messages of JSON, got a binary one", code="invalid_json"))
+            return
+        try:
+            event = read_client_event(message)
+        except WrongEvent as wrong:
+            await self._tell_error(wrong.refusal, wrong.event_id)
+            return
+        try:
+            await self._do(event)
+        except Refusal as refusal:
+            await self._tell_error(refusal, event.event_id)
+        except MeshError as error:
+            await self._lose_line(error, event.event_id)
+
+    async def hear(self, heard: Heard) -> None:
+        """The mesh has said something."""
+        try:
+            if heard.line is not self._line:
+                return
+            try:
+                await self._take(heard.line, heard.event)
+            except MeshError as error:
+                await self._lose_line(error)
+        finally:
+            heard.line.take_next()
+
+    # What the client sends.
+
+    async def _do(self, event: ClientEvent) -> None:
+        match event:
+            case BufferAppend():
+                await self._append(event)
+            case SessionUpdate():
+                await self._update(event)
+            case BufferCommit():
+                await self._commit()
+            case BufferClear():
+                await self._clear()
+            case ItemCreate():
+                await self._create_item(event)
+            case ItemTruncate():
+                await self._truncate(event)
+            case ItemDelete():
+                await self._delete(event)
+            case ItemRetrieve():
+                item = self._find(event.item_id, "item_retrieve_invalid_item_id")
+                await self._send(ItemRetrieved(item.body(with_sound=True)))
+            case ResponseCreate():
+                await self._create_response(event.response or ResponseFields())
+            case ResponseCancel():
+                await self._cancel(event)
+            case OutputBufferClear():
+                raise invalid(
+                    "output_audio_buffer.clear is for WebRTC; here, use conversation.item.truncate",
+                    "type",
+                    "invalid_value",
+                )
+            case _:
+                raise AssertionError(f"no way to do {type(event).__name__}")
+
+    async def _append(self, event: BufferAppend) -> None:
+        data = read_sound(event.audio, self._config.input_format, "audio")
+        if not self._is_listening:
+            self._check_length(len(data))
+        self._buffer.write(data)
+        if self._is_listening and self._speech is None:
+            self._buffer.drop_until(self._buffer.end - UNHEARD_SECONDS * self._config.input_format.rate_hz)
+        line = self._line
+        if line is None:
+            if self._may_open:
+                await self._open_line()
+        elif not line.is_stale or (line.is_listening and self._is_listening):  # a stale one still hears a barge-in
+            await line.session.send_audio(data)
+
+    async def _update(self, event: SessionUpdate) -> None:
+        await self._learn_voice(event.session)
+        before = self._config
+        config = before.changed(event.session)
+        formats = (config.input_format, config.output_format)
+        if formats != (before.input_format, before.output_format) and self._response is not None:
+            raise invalid("audio formats cannot be changed while a response is given", "session.audio", "invalid_value")
+        self._config = config
+        if config.input_format is not before.input_format:
+            self._buffer = self._buffer.in_format(config.input_format)
+            self._speech = None
+        if config.turn_detection is None:
+            self._speech = None
+        if formats != (before.input_format, before.output_format) or config.turn_detection != before.turn_detection:
+            await self._spoil()
+        elif config.reply != before.reply:
+            await self._tell_settings()
+        await self._send(SessionUpdated(config.body(self.id)))
+
+    async def _commit(self) -> None:
+        if self._is_listening:
+            await self._commit_heard()
+            return
+        committed_ms = self._config.input_format.milliseconds(self._buffer.sample_count)
+        if committed_ms < MINIMUM_COMMIT_MS:
+            raise _too_small(committed_ms)
+        item = Item(new_id("item"), Role.USER, [Said(self._buffer.data, self._config.input_format)])
+        self._buffer.drop_until(self._buffer.end)
+        await self._commit_item(item)
+
+    async def _commit_heard(self) -> None:
+        line, detection = self._line, self._config.turn_detection
+        if self._speech is None or line is None or detection is None or not detection.create_response:
+            raise _too_small(0)
+        await line.session.end_turn()
+
+    async def _commit_item(self, item: Item) -> None:
+        previous = self._items.last
+        await self._send(BufferCommitted(None if previous is None else previous.id, item.id))
+        self._items.add(item)
+        if self._line is not None:
+            self._line.told.append(item.id)
+        await self._tell_item(item)
+
+    async def _clear(self) -> None:
+        was_told = self._buffer.sample_count > 0 and (not self._is_listening or self._speech is not None)
+        self._buffer.drop_until(self._buffer.end)
+        self._speech = None
+        if was_told:
+            await self._spoil()
+        await self._send(BufferCleared())
+
+    async def _create_item(self, event: ItemCreate) -> None:
+        item = read_item(event.item, self._config.input_format)
+        self._items.add(item, event.previous_item_id)
+        await self._tell_item(item)
+        line = self._line
+        if line is None:
+            return
+        if item.role is Role.SYSTEM:
+            await self._tell_settings()
+        elif item.role is Role.USER and self._items.is_last(item) and self._can_tell(item):
+            line.told.append(item.id)
+            for part in item.parts:
+                await _tell_part(line, part)
+        else:
+            await self._spoil()
+
+    async def _truncate(self, event: ItemTruncate) -> None:
+        item = self._find(event.item_id, "item_truncate_invalid_item_id")
+        part = item.parts[0] if item.parts else None
+        if not isinstance(part, Spoken):
+            raise invalid("only what the model said can be truncated", "item_id", "item_truncate_invalid_item_id")
+        if event.content_index != 0:
+            raise invalid(f"content_index must be 0, got {event.content_index}", "content_index", "invalid_value")
+        said_ms = part.audio_format.milliseconds(part.sample_count)
+        if not 0 <= event.audio_end_ms <= said_ms:
+            raise invalid(
+                f"audio_end_ms must be 0 to {said_ms}, the length of the sound, got {event.audio_end_ms}",
+                "audio_end_ms",
+                "invalid_value",
+            )
+        part.played_sample_count = part.audio_format.sample_count(event.audio_end_ms)
+        await self._send(ItemTruncated(item.id, 0, event.audio_end_ms))
+        await self._tell_played(item, part.played_sample_count)
+
+    async def _delete(self, event: ItemDelete) -> None:
+        item = self._find(event.item_id, "item_delete_invalid_item_id")
+        self._items.remove(item)
+        await self._send(ItemDeleted(item.id))
+        if item.role is Role.ASSISTANT and item.parts and isinstance(item.parts[0], Spoken):
+            await self._tell_played(item, 0)
+        else:
+            await self._spoil()
+
+    async def _create_response(self, fields: ResponseFields) -> None:
+        if self._response is not None:
+            raise invalid(
+                f"the conversation has a response already, {self._response.id}; wait for response.done",
+                code="conversation_already_has_active_response",
+            )
+        await self._learn_voice(fields)
+        config = self._config.reply.changed(fields, "response")
+        check_response(fields, self._config.output_format)
+        settings = self._overrides(config)
+        line = await self._line_for_response()
+        prompt = ""
+        if not line.told and self._speech is None:
+            prompt = OPENING_WORD if self._items.last is None else FURTHER_WORDS
+            await line.session.send_text(prompt)
+        await line.session.end_turn(settings)
+        self._items.answer()
+        line.told.clear()
+        await self._begin_response(
+            Response(
+                config,
+                self._config.output_format,
+                conversation_id=self._conversation_id,
+                metadata=fields.metadata,
+                prompted_by=prompt,
+                follows=None if self._items.last is None else self._items.last.id,
+            )
+        )
+
+    async def _line_for_response(self) -> Line:
+        """The call whose open turn is what is to be answered; the reply may begin."""
+        if not self._items.unanswered:
+            self._items.leave_unanswered()
+        waiting = self._items.unanswered
+        line = self._line
+        ids = [item.id for item in waiting]
+        has_more = not self._is_listening and self._buffer.sample_count > 0
+        if line is None or line.is_stale or line.told != ids or has_more:
+            can_be_heard = not any(isinstance(part, Said) for item in waiting for part in item.parts)
+            line = await self._open_line(to_answer=True, is_listening=self._is_listening and can_be_heard)
+        return line
+
+    async def _begin_response(self, response: Response) -> None:
+        """A turn is complete, and the mesh will answer it."""
+        self._response = response
+        self._asked_at = asyncio.get_running_loop().time()
+        self.is_quiet.clear()
+        await self._send_all(response.created())
+
+    async def _cancel(self, event: ResponseCancel) -> None:
+        response, line = self._response, self._line
+        if response is None or line is None or event.response_id not in (None, response.id):
+            raise invalid("Cancellation failed: no active response found", code="response_cancel_not_active")
+        if response.cancel_reason is None:
+            response.cancel_reason = "client_cancelled"
+        await line.session.cancel_reply(response.turn_index)
+
+    # What the mesh says.
+
+    async def _take(self, line: Line, event: Event | MeshError) -> None:
+        match event:
+            case MeshError():
+                await self._lose_line(event)
+            case SpeechStarted() if self._is_listening:
+                await self._begin_speech(line.origin + event.audio_sample)
+            case SpeechStopped() if self._is_listening:
+                await self._end_speech(line, event.turn_index, line.origin + event.audio_sample)
+            case ReplyStarted():
+                item_id = line.heard.pop(event.turn_index, None)
+                if self._response is None:
+                    await self._begin_response(self._new_response(item_id))
+                assert self._response is not None
+                self._response.turn_index = line.last_turn_index = event.turn_index
+                line.last_item_id = None
+            case Text() | Audio():
+                await self._give(line, event)
+            case ReplyEnded():
+                await self._end_response(line, event)
+
+    async def _begin_speech(self, sample: int) -> None:
+        self._buffer.drop_until(sample)
+        if self._speech is None:  # the sound was heard before, in a call that is replaced
+            self._speech = Speech(new_id("item"))
+            await self._send(SpeechStartedTold(self._buffer.milliseconds(sample), self._speech.item_id))
+        detection = self._config.turn_detection
+        response = self._response
+        if response is not None and detection is not None and detection.interrupt_response:
+            response.cancel_reason = response.cancel_reason or "turn_detected"
+
+    async def _end_speech(self, line: Line, turn_index: int, sample: int) -> None:
+        if self._speech is None:  # it was forgotten at the client's wish, but the mesh has heard it
+            await self._begin_speech(sample)
+        speech, self._speech = self._speech, None
+        assert speech is not None, "speech begins before it ends"
+        await self._send(SpeechStoppedTold(self._buffer.milliseconds(sample), speech.item_id))
+        said = Said(self._buffer.take_until(sample), self._config.input_format)
+        await self._commit_item(Item(speech.item_id, Role.USER, [said]))
+        is_asked_for = self._response is not None and self._response.turn_index is None
+        detection = self._config.turn_detection
+        if is_asked_for or (detection is not None and detection.create_response):
+            self._items.answer()
+            line.told.clear()
+            line.heard[turn_index] = speech.item_id
+            if self._response is None:
+                await self._begin_response(self._new_response(speech.item_id))
+
+    async def _give(self, line: Line, event: Text | Audio) -> None:
+        response = self._response
+        assert response is not None, "a reply begins before it is given"
+        if isinstance(event, Audio) and not event.data:
+            return
+        if response.item is None:
+            item = response.new_item(line.session.samples_per_frame)
+            self._items.add(item, self._place_after(response.follows))
+            line.last_item_id = item.id
+            await self._send_all(response.begun(self._items.before(item)))
+        if isinstance(event, Text):
+            await self._send_all(response.text(event))
+            return
+        await self._send_all(response.audio(event))
+        if self._asked_at is not None and response.is_spoken:
+            self._count_first_audio(asyncio.get_running_loop().time() - self._asked_at)
+        self._asked_at = None
+
+    async def _end_response(self, line: Line, event: ReplyEnded) -> None:
+        response, self._response = self._response, None
+        assert response is not None, "a reply begins before it ends"
+        await self._send_all(response.ended(event, self._place_of(response)))
+        self.is_quiet.set()
+        if line.is_stale:
+            await self.close()
+            if self._speech is not None:  # the user speaks already: the next call is to hear it from its beginning
+                await self._open_line()
+
+    async def _lose_line(self, error: MeshError, event_id: str | None = None) -> None:
+        """The call has ended, or could not be opened."""
+        line, self._line = self._line, None
+        refusal = mesh_refusal(error)
+        if error.reason != "IDLE" or self._response is not None:
+            structlog.get_logger().info("the mesh's session ended", reason=error.reason, code=error.code.name)
+            self._retry_at = asyncio.get_running_loop().time() + (error.retry_seconds or RETRY_SECONDS)
+            if error.code is grpc.StatusCode.INVALID_ARGUMENT:
+                # Told again, it would be refused again.
+                self._buffer.drop_until(self._buffer.end)
+                self._speech = None
+                self._items.answer()
+            await self._tell_error(refusal, event_id)
+        if self._response is not None:
+            response, self._response = self._response, None
+            await self._send_all(response.lost(refusal, self._place_of(response)))
+            self.is_quiet.set()
+        if line is not None:
+            await line.close()
+
+    # The call to the mesh.
+
+    @property
+    def _is_listening(self) -> bool:
+        """Whether the mesh is to hear when a turn is over."""
+        return self._config.turn_detection is not None
+
+    @property
+    def _may_open(self) -> bool:
+        """Whether a call may be opened, in place of another one too."""
+        return self._response is None and asyncio.get_running_loop().time() >= self._retry_at
+
+    async def _open_line(self, *, to_answer: bool = False, is_listening: bool | None = None) -> Line:
+        """Opens a call that knows all that was said; what has no answer is its open turn, with what is in the buffer.
+
+        A call that listens takes nothing that was said for a part of the open turn, for it would hear turns in it:
+        that is told as what was said before. `to_answer`: the turn is to be answered, without what is in the buffer.
+        """
+        if (before := self._line) is not None:
+            self._line = None
+            await before.close()
+        listens = self._is_listening if is_listening is None else is_listening
+        waiting = self._items.unanswered
+        open_turn = [item for item in waiting if not item.sound_bytes or (not listens and self._is_in_format(item))]
+        if open_turn and open_turn != waiting[-len(open_turn) :]:
+            open_turn = []
+        settings = self._session_settings(open_turn, listens=listens)
+        line = self._line = await Line.open(
+            self._tasks,
+            self._mesh.open_session(settings),
+            self._deliver,
+            is_listening=listens,
+            origin=self._buffer.begin,
+        )
+        for item in open_turn:
+            line.told.append(item.id)
+            for part in item.parts:
+                await _tell_part(line, part)
+        if to_answer and not listens:
+            line.is_stale = self._is_listening or self._buffer.sample_count > 0
+        elif self._buffer.sample_count:
+            await line.session.send_audio(self._buffer.data)
+        return line
+
+    def _session_settings(self, open_turn: list[Item], *, listens: bool) -> SessionSettings:
+        reply = self._config.reply.reply_settings(self._items.instructions)
+        detection = self._config.turn_detection
+        return SessionSettings(
+            voice=reply.voice,
+            instructions=reply.instructions,
+            temperature=reply.temperature,
+            max_step_count=reply.max_step_count,
+            history=self._items.history(open_turn),
+            input_format=self._config.input_format.sound_format,
+            output_format=self._config.output_format.sound_format,
+            turn_detection=detection.server_vad() if listens and detection is not None else None,
+            resume_seconds=RESUME_SECONDS,
+        )
+
+    async def _spoil(self) -> None:
+        """The call can no longer be told what is true: it goes on for the reply that it gives alone."""
+        if self._response is None:
+            await self.close()
+        elif self._line is not None:
+            self._line.is_stale = True
+
+    def _is_in_format(self, item: Item) -> bool:
+        audio_format = self._config.input_format
+        return all(part.audio_format is audio_format for part in item.parts if isinstance(part, Said))
+
+    def _check_length(self, further_bytes: int) -> None:
+        """Refuses what would make a turn longer than the mesh takes: before it does, for that ends its session."""
+        audio_format = self._config.input_format
+        seconds = sum(item.sound_seconds for item in self._items.unanswered)
+        samples = self._buffer.sample_count + further_bytes // audio_format.sample_bytes
+        if seconds + samples / audio_format.rate_hz > LONGEST_TURN_SECONDS:
+            raise invalid(f"a turn has at most {LONGEST_TURN_SECONDS} s of sound", "audio", "input_audio_buffer_full")
+
+    def _can_tell(self, item: Item) -> bool:
+        """Whether the call can be told an item as the next part of its open turn."""
+        line = self._line
+        if line is None or line.is_stale:
+            return False
+        if line.is_listening:
+            return not item.sound_bytes
+        return self._is_in_format(item) and not self._buffer.sample_count  # else it has heard what comes after the item
+
+    async def _tell_settings(self) -> None:
+        if self._line is not None:
+            await self._line.session.update(self._config.reply.reply_settings(self._items.instructions))
+
+    async def _tell_played(self, item: Item, sample_count: int) -> None:
+        line = self._line
+        if line is not None and line.last_item_id == item.id:
+            await line.session.reply_played(line.last_turn_index, sample_count)
+        else:
+            await self._spoil()
+
+    def _overrides(self, config: ReplyConfig) -> ReplySettings | None:
+        return None if config == self._config.reply else config.reply_settings(self._items.instructions)
+
+    async def _learn_voice(self, fields: ReplyFields) -> None:
+        """Asks the mesh for its voices where one is named that was not there before."""
+        reply = self._config.reply
+        voice = voice_of(fields)
+        if voice is None or voice in reply.voices.names or voice in OPENAI_VOICES:
+            return
+        try:
+            voices = await voice_names(self._mesh)
+        except MeshError as error:
+            raise mesh_refusal(error) from None
+        self._config = replace(self._config, reply=replace(reply, voices=voices))
+
+    # What the client is told.
+
+    def _new_response(self, follows: str | None) -> Response:
+        return Response(
+            self._config.reply, self._config.output_format, conversation_id=self._conversation_id, follows=follows
+        )
+
+    def _place_after(self, item_id: str | None) -> str | None:
+        return item_id if item_id is not None and self._items.find(item_id) is not None else None
+
+    def _place_of(self, response: Response) -> str | None:
+        item = response.item
+        return None if item is None or self._items.find(item.id) is None else self._items.before(item)
+
+    def _find(self, item_id: str, code: str) -> Item:
+        if (item := self._items.find(item_id)) is None:
+            raise invalid(f"there is no item {item_id[:80]!r}", "item_id", code)
+        return item
+
+    async def _tell_item(self, item: Item) -> None:
+        previous = self._items.before(item)
+        await self._send(ItemAdded(previous, item.body()))
+        await self._send(ItemDone(previous, item.body()))
+
+    async def _tell_error(self, refusal: Refusal, event_id: str | None = None) -> None:
+        body = {**refusal.body, "event_id": event_id}
+        if refusal.retry_seconds is not None:
+            body["retry_seconds"] = refusal.retry_seconds
+        await self._send(ErrorTold(body))
+
+    async def _send_all(self, events: Iterable[ServerEvent]) -> None:
+        for event in events:
+            await self._send(event)
+
+
+async def voice_names(mesh: Mesh) -> VoiceNames:
+    """The voices that there are; raises MeshError, also for a key that the mesh does not know."""
+    voices = await mesh.voices()
+    default = next((voice.name for voice in voices if voice.is_default), "")
+    return VoiceNames(frozenset(voice.name for voice in voices), default)
+
+
+async def _tell_part(line: Line, part: Part) -> None:
+    match part:
+        case Typed(text):
+            await line.session.send_text(text)
+        case Said(data):
+            await line.session.send_audio(data)
+
+
+def _too_small(milliseconds: int) -> Refusal:
+    return invalid(
+        f"the input audio buffer must have at least {MINIMUM_COMMIT_MS} ms of sound, it has {milliseconds} ms",
+        code="input_audio_buffer_commit_empty",
+    )
