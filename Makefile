@@ -39,7 +39,7 @@ check: setup ## formatting, lint, types, import rules, protos, secrets, dependen
 	$(BIN)/pip check
 
 # Asks a service on the network about every version in constraints.txt, so it is no part of check.
-audit: ## known vulnerabilities of the dependencies; needs pypi.org
+audit: ## known vulnerabilities of the dependencies; needs the network
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/pip install -q 'pip-audit>=2.9,<3'
 	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
@@ -54,7 +54,7 @@ browser: setup ## the page in a real browser; needs Chromium
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
 
 # Clients as their makers publish them, each with its own packages, which are not the project's; Node and npm are the system's.
-interop: setup ## other makers' clients against a real mesh, in about 4 minutes; needs pypi.org and npmjs.org
+interop: setup ## other makers' clients against a real mesh, in about 4 minutes; needs the network
 	$(PYTHON) -m venv build/interop/pipecat
 	build/interop/pipecat/bin/pip install -q 'pipecat-ai[openai]>=1.14,<2'
 	$(PYTHON) -m venv build/interop/livekit
