@@ -29,12 +29,15 @@ FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 2.0
 RESUME_ANSWER_SECONDS = 5
 """The longest that an attempt may take."""
 
-FRUITLESS_LIMIT = 5
-"""How often a session goes on in a new call without anything coming of it."""
+STEADY_SECONDS = 10
+"""A call that lived so long was a good one, even if nothing came of it: nothing may have been owed."""
 
 REPLY_ANSWER_SECONDS, ANSWER_SECONDS = 1.5, 5.0
 """What an orchestrator that is silent gets to say that it is there: while its reply is played, and before, when what
-was sent may still be on its way to it. Twice as long after each call that came to nothing, for it may be too short."""
+was sent may still be on its way to it. Twice as long after each attempt that came to nothing, for it may be too short:
+up to so many times."""
+
+PATIENT_TRIES = 4
 
 Value = TypeVar("Value")
 Failure: TypeAlias = grpc.aio.AioRpcError | asyncio.InvalidStateError
@@ -66,7 +69,9 @@ class Session:
         sound_format = settings.input_format
         heard_bytes = HEARD_SECONDS * sound_format.sample_rate_hz * sound_format.encoding.sample_bytes
         self._unkept = Unkept(settings.output_format.encoding.sample_bytes, heard_bytes if hears else None)
-        self._fruitless_count = 0
+        # Since anything came.
+        self._try_count = 0
+        self._resumed_at = self._give_up_at = 0.0
         self._is_ended = False
         self._is_cancelled = False
 
@@ -213,7 +218,7 @@ class Session:
                 continue
             if not isinstance(response, orchestrator_pb2.ConverseResponse):  # EOF
                 return None
-            self._fruitless_count = 0
+            self._try_count = 0
             if self._unkept.receive(response):
                 return response
 
@@ -225,25 +230,36 @@ class Session:
                 return
             if not self._may_go_on(lost):
                 raise lost from None
-            self._fruitless_count += 1
             loop = asyncio.get_running_loop()
-            deadline, wait_seconds = loop.time() + self.settings.resume_seconds, FIRST_RETRY_SECONDS
+            was_steady = loop.time() - self._resumed_at > STEADY_SECONDS and not line.silence.is_given_up
+            if was_steady:
+                self._try_count = 0
+            if not self._try_count:
+                self._give_up_at = loop.time() + self.settings.resume_seconds
+            refusal: MeshError | None = None
             while True:
+                wait_seconds = max(self._retry_seconds(), (refusal and refusal.retry_seconds) or 0.0)
+                if loop.time() + wait_seconds > self._give_up_at:
+                    raise lost from refusal
+                await asyncio.sleep(wait_seconds)
+                self._try_count += 1
                 self._front_index += 1
                 try:
                     self._line = await self._resumed()
+                    self._resumed_at = loop.time()
                     if self._is_cancelled:
                         await _hang_up(self._line)
                     return
-                except MeshError as refusal:
-                    wait_seconds = max(wait_seconds, refusal.retry_seconds or 0.0)
-                    if not _may_try_again(refusal) or loop.time() + wait_seconds > deadline:
-                        raise lost from refusal
-                await asyncio.sleep(wait_seconds)
-                wait_seconds = min(2 * wait_seconds, MOST_RETRY_SECONDS)
+                except MeshError as refused:
+                    if not _may_try_again(refused):
+                        raise lost from refused
+                    refusal = refused
+
+    def _retry_seconds(self) -> float:
+        return min(FIRST_RETRY_SECONDS * 2 ** (self._try_count - 1), MOST_RETRY_SECONDS) if self._try_count else 0.0
 
     def _may_go_on(self, lost: MeshError) -> bool:
-        is_able = bool(self._unkept.token) and not self._is_cancelled and self._fruitless_count < FRUITLESS_LIMIT
+        is_able = bool(self._unkept.token) and not self._is_cancelled
         return is_able and lost.code is not grpc.StatusCode.RESOURCE_EXHAUSTED and _may_try_again(lost)
 
     async def _resumed(self) -> Line:
@@ -281,7 +297,7 @@ class Session:
         if self.id and not self._unkept.is_owed:  # without an id it owes one
             return None
         seconds = REPLY_ANSWER_SECONDS if self._unkept.is_in_reply else ANSWER_SECONDS
-        return seconds * 2**self._fruitless_count
+        return seconds * 2 ** min(self._try_count, PATIENT_TRIES)
 
     async def _open(self, line: Line, message: orchestrator_pb2.ConverseOpen) -> orchestrator_pb2.ConverseOpened:
         try:

@@ -20,6 +20,7 @@ from services.runtime.file_value import FileUnusable
 from services.runtime.logs import configure
 from services.runtime.metrics import serve_metrics
 from services.runtime.settings import load
+from services.runtime.tls import ServerTls, server_context
 
 LINGER_SECONDS = 2
 """What connections get to close, after the grace time."""
@@ -61,7 +62,7 @@ async def run(settings: GatewaySettings) -> None:
 
 async def serve(front: Front, listening: socket.socket) -> None:
     """Serves at a socket until SIGTERM or SIGINT, and drains."""
-    server = Server(server_config(build_app(front)))
+    server = Server(server_config(build_app(front), front.settings.tls))
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -75,8 +76,9 @@ async def serve(front: Front, listening: socket.socket) -> None:
         server.should_exit = True
 
 
-def server_config(app: FastAPI) -> uvicorn.Config:
-    """How uvicorn is to serve the app."""
+def server_config(app: FastAPI, tls: ServerTls | None) -> uvicorn.Config:
+    """How uvicorn is to serve the app; raises FileUnusable."""
+    context = None if tls is None else server_context(tls)
     return uvicorn.Config(
         app,
         log_config=None,
@@ -86,6 +88,7 @@ def server_config(app: FastAPI) -> uvicorn.Config:
         ws="websockets-sansio",
         ws_per_message_deflate=False,  # sound does not get smaller, and every packet would wait for it
         timeout_graceful_shutdown=LINGER_SECONDS,
+        ssl_context_factory=None if context is None else lambda _config, _default: context,
     )
 
 

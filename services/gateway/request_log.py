@@ -11,6 +11,8 @@ from services.gateway.departure import CLIENT_GONE
 from services.gateway.drain import WITHOUT_WORK
 from services.gateway.errors import Refusal
 from services.gateway.metrics import GatewayMetrics
+from services.runtime.interceptors import with_ids
+from services.runtime.tracing import incoming_parent
 
 REQUEST_ID_HEADER = "x-request-id"
 
@@ -33,7 +35,13 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        # The turns of the request or the socket belong to the trace of who asks, if there is one.
+        parent = incoming_parent(headers)
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            with_ids(traceparent=None if parent is None else parent.traceparent),
+        ):
             if scope["type"] == "websocket":
                 await self._app(scope, receive, send)
             else:

@@ -14,19 +14,19 @@ class MakingSpeed:
         self._began_at = 0.0
         self._began_count = 0
         self._made_count = 0
+        # Frames after the first ones that were not held back, and the time that they took.
+        self._free_count = 0
         self._took_seconds = 0.0
 
     def made(self, now: float, frame_count: int) -> None:
         """The sound of so many more frames is there at `now`."""
         if not self._made_count:
             self._began_at, self._began_count = now, frame_count
-        elif (self._made_count + frame_count) * self._frame_seconds > self._free_seconds:
-            return
         self._made_count += frame_count
-        self._took_seconds = now - self._began_at
+        if self._made_count * self._frame_seconds <= self._free_seconds:
+            self._free_count, self._took_seconds = self._made_count - self._began_count, now - self._began_at
 
     @property
     def rtf(self) -> float | None:
         """Below 1 is faster than real time; None while there is nothing to tell it from."""
-        count = self._made_count - self._began_count
-        return self._took_seconds / (count * self._frame_seconds) if count else None
+        return self._took_seconds / (self._free_count * self._frame_seconds) if self._free_count > 0 else None

@@ -54,6 +54,31 @@ class ServerSettings(ProcessSettings):
     grace_seconds: float = Field(
         30.0, ge=0, le=3600, description="time that open streams get to end after SIGTERM, in seconds"
     )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file with the server's certificate and those above it; without one, connections are not "
+        "encrypted. It, the key and the CA are read again when they change",
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's key")
+    tls_ca: Path | None = Field(
+        None,
+        description="PEM file with the authority of the callers' certificates; without one, callers need none",
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together")
+        if self.tls_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_ca needs tls_certificate and tls_key")
+        return self
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """The server's TLS, if it has any."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return ServerTls(self.tls_certificate, self.tls_key, self.tls_ca)
 
 
 class ServiceSettings(ServerSettings):
@@ -84,31 +109,6 @@ class ServiceSettings(ServerSettings):
     connection_stream_limit: int = Field(
         1024, ge=1, le=2**20, description="most calls at a time over one connection; further ones wait at their caller"
     )
-    tls_certificate: Path | None = Field(
-        None,
-        description="PEM file with the server's certificate and those above it; without one, connections are not "
-        "encrypted. It, the key and the CA are read again when they change",
-    )
-    tls_key: Path | None = Field(None, description="PEM file with the certificate's key")
-    tls_ca: Path | None = Field(
-        None,
-        description="PEM file with the authority of the callers' certificates; without one, callers need none",
-    )
-
-    @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key must be given together")
-        if self.tls_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_ca needs tls_certificate and tls_key")
-        return self
-
-    @property
-    def tls(self) -> ServerTls | None:
-        """The server's TLS, if it has any."""
-        if self.tls_certificate is None or self.tls_key is None:
-            return None
-        return ServerTls(self.tls_certificate, self.tls_key, self.tls_ca)
 
 
 Settings = TypeVar("Settings", bound=ProcessSettings)

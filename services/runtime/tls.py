@@ -69,6 +69,28 @@ def _server_configuration(pem: _Pem) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], pem.ca)
 
 
+def server_context(tls: ServerTls) -> ssl.SSLContext:
+    """For a server of another protocol: of the files as they are when a client connects; raises FileUnusable."""
+
+    def make() -> ssl.SSLContext:
+        _check(tls.ca, tls.certificate, tls.key)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.ca)
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    paths = [path for path in (tls.ca, tls.certificate, tls.key) if path is not None]
+    files = FileValue(paths, make, what="TLS material")
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = files.current()
+
+    context = make()
+    context.sni_callback = renew  # at each handshake, whether a name is asked for or not
+    return context
+
+
 def open_tls_channel(tls: ClientTls, open_channel: OpenChannel) -> grpc.aio.Channel:
     """A channel of the files as they are when a call is made; raises FileUnusable.
 

@@ -22,14 +22,15 @@ class Gateway:
     address: str
     front: Front
     server: uvicorn.Server
+    is_encrypted: bool = False
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"http{'s' * self.is_encrypted}://{self.address}"
 
     @property
     def socket_url(self) -> str:
-        return f"ws://{self.address}"
+        return f"ws{'s' * self.is_encrypted}://{self.address}"
 
 
 @asynccontextmanager
@@ -38,10 +39,10 @@ async def running_gateway(orchestrator_address: str, **settings: Any) -> AsyncIt
     told = GatewaySettings(orchestrator_address=orchestrator_address, grace_seconds=2, **settings)
     async with open_front(told, CollectorRegistry()) as front:
         with listen("127.0.0.1", 0) as listening:
-            server = Server(server_config(build_app(front)))
+            server = Server(server_config(build_app(front), told.tls))
             serving = asyncio.create_task(server.serve([listening]))
             try:
-                yield Gateway(f"127.0.0.1:{listening.getsockname()[1]}", front, server)
+                yield Gateway(f"127.0.0.1:{listening.getsockname()[1]}", front, server, told.tls is not None)
             finally:
                 await front.drain.drain(told.grace_seconds)
                 server.should_exit = True

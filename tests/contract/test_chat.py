@@ -230,6 +230,17 @@ async def test_the_sound_comes_in_any_format(client: AsyncOpenAI) -> None:
             assert (sound.samplerate, sound.channels, sound.frames) == (RATE_HZ, 1, 10 * 480)
 
 
+async def test_openais_voices_are_the_default_where_there_are_none_of_their_names(
+    mesh: Mesh, http: httpx2.AsyncClient
+) -> None:
+    prompts = []
+    for voice in (None, "alloy", "ash"):
+        answer = await ask(http, messages=[user("hello")], audio={} if voice is None else {"voice": voice})
+        assert answer.status_code == 200, answer.text
+        prompts.append(mesh.speech.heard[-1].open.voice_prompt)
+    assert prompts[0] == prompts[1] == prompts[2]  # ash is the default
+
+
 async def test_settings_reach_the_mesh(mesh: Mesh, http: httpx2.AsyncClient) -> None:
     answer = await ask(
         http,
@@ -365,7 +376,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str | None]] = [
     ({**HELLO, "seed": "1"}, "seed"),
     ({**HELLO, "modalities": ["video"]}, "modalities[0]"),
     ({**HELLO, "audio": {"format": "aac"}}, "audio.format"),
-    ({**HELLO, "audio": {"voice": "alloy"}}, "audio.voice"),
+    ({**HELLO, "audio": {"voice": "nobody"}}, "audio.voice"),
     ({**HELLO, "audio": {"format": "wav"}, "stream": True}, None),
     ({**HELLO, "prompt_text": "x"}, None),
     ({**HELLO, "stream_options": {"include_usage": True}}, None),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
+from websockets.asyncio.client import connect
 
+from tests.contract.certificates import Authority, replace
 from tests.contract.fake_mesh import Mesh
 from tests.contract.gateway_server import Gateway, running_gateway
 from tests.contract.keyed_mesh import keyed_mesh
@@ -20,9 +23,14 @@ HELLO = {"model": "chroma-4b", "messages": [{"role": "user", "content": "a secre
 
 
 @pytest.fixture
-async def gateway() -> AsyncIterator[Gateway]:
-    mesh = Mesh()
-    async with mesh.running(), running_gateway(mesh.address) as gateway:
+async def mesh() -> AsyncIterator[Mesh]:
+    async with Mesh().running() as mesh:
+        yield mesh
+
+
+@pytest.fixture
+async def gateway(mesh: Mesh) -> AsyncIterator[Gateway]:
+    async with running_gateway(mesh.address) as gateway:
         yield gateway
 
 
@@ -137,6 +145,38 @@ async def test_keys_are_asked_for_and_passed_on(tmp_path: Path) -> None:
                     if status == 401:
                         assert error_of(answer)["type"] == "authentication_error"
             assert (await client.get("/health")).status_code == 200
+
+
+async def test_it_serves_over_tls_with_the_certificate_as_it_is_now(mesh: Mesh, tmp_path: Path) -> None:
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    shown = old.issue("gateway")
+    async with running_gateway(mesh.address, tls_certificate=shown.certificate, tls_key=shown.key) as gateway:
+
+        async def ask(authority: Authority) -> int:
+            trusted = ssl.create_default_context(cafile=authority.ca)
+            async with httpx2.AsyncClient(base_url=gateway.url, verify=trusted) as client:
+                return (await client.get("/health")).status_code
+
+        assert await ask(old) == 200
+        with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await ask(new)
+        fresh = new.issue("gateway")
+        replace(shown.key, fresh.key.read_bytes())
+        replace(shown.certificate, fresh.certificate.read_bytes())
+        assert await ask(new) == 200
+        trusted = ssl.create_default_context(cafile=new.ca)
+        async with connect(f"{gateway.socket_url}/v1/realtime", ssl=trusted) as socket:
+            assert json.loads(await socket.recv())["type"] == "session.created"
+
+
+async def test_a_callers_trace_goes_on_in_the_mesh(gateway: Gateway, mesh: Mesh) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    request = {"model": "chroma-4b", "messages": [{"role": "user", "content": "hello"}]}
+    async with httpx2.AsyncClient(base_url=gateway.url) as client:
+        answer = await client.post("/v1/chat/completions", json=request, headers={"traceparent": parent})
+    assert answer.status_code == 200
+    traces = {heard.metadata["traceparent"].split("-")[1] for heard in mesh.reasoner.heard}
+    assert traces == {"0af7651916cd43dd8448eb211c80319c"}
 
 
 async def test_pages_from_elsewhere_may_call_only_where_that_is_set(gateway: Gateway) -> None:

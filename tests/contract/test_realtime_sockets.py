@@ -17,6 +17,7 @@ from services.gateway import __main__ as gateway_main
 from services.gateway.realtime import route, socket_session
 from services.gateway.realtime import socket as socket_module
 from services.orchestrator import session as session_module
+from services.orchestrator import user_turn
 from tests.contract.fake_mesh import Mesh, no_hook
 from tests.contract.gateway_server import Gateway, running_gateway
 from tests.contract.keyed_mesh import keyed_mesh
@@ -358,15 +359,33 @@ async def test_a_socket_that_is_cut_leaves_nothing_behind(mesh: Mesh, gateway: G
     assert mesh.registry.get_sample_value("chroma_orchestrator_sessions_in_use") in (0.0, None)
 
 
-async def test_a_turn_that_would_be_too_long_is_refused_before_the_mesh_ends_it(
-    socket: RealtimeSocket, monkeypatch: pytest.MonkeyPatch
+async def test_a_turn_is_no_longer_than_the_mesh_takes(
+    mesh: Mesh, socket: RealtimeSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_session, "LONGEST_TURN_SECONDS", 2)
+    monkeypatch.setattr(socket_session, "LONGEST_TURN_SECONDS", 3)
+    monkeypatch.setattr(socket_session, "UNCOMMITTED_SECONDS", 1)
     await socket.manual()
-    await socket.say(loud(2), seconds=1)
-    error = await socket.refused("input_audio_buffer.append", audio=base64.b64encode(loud(0.1)).decode())
-    assert error["code"] == "input_audio_buffer_full"
+    await socket.say(loud(3) + loud(0.5), seconds=0.5)  # the oldest of it is forgotten
     await socket.send("input_audio_buffer.commit")
+    await socket.until("conversation.item.done")
+    await socket.say(loud(1), seconds=0.5)
+    error = await socket.refused("input_audio_buffer.append", audio=base64.b64encode(loud(1)).decode())
+    assert error["code"] == "input_audio_buffer_full"
+    await socket.send("input_audio_buffer.clear")
     await socket.send("response.create")
     assert kinds(await socket.reply())[-len(SPOKEN) :] == SPOKEN
-    await socket.say(loud(1))
+    assert sum(len(part.audio) for part in mesh.reasoner.heard[-1].parts) == round(1.5 * 32_000)
+
+
+async def test_a_microphone_that_is_always_on_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_turn, "MAXIMUM_SECONDS", 2.0)
+    monkeypatch.setattr(socket_session, "UNCOMMITTED_SECONDS", 1)
+    async with (
+        Mesh().running() as mesh,
+        running_gateway(mesh.address) as gateway,
+        open_socket(gateway.socket_url) as socket,
+    ):
+        await socket.manual()
+        await socket.say(quiet(3), seconds=0.5)
+        await socket.ask("one")
+        assert "error" not in kinds(socket.events)

@@ -20,7 +20,7 @@ from client import channel as client_channel
 from client import session as client_session
 from client import silence as client_silence
 from client.errors import MeshError
-from client.events import Audio, ReplyEnded, ReplyStarted, SpeechStarted, SpeechStopped, Text
+from client.events import Audio, Event, ReplyEnded, ReplyStarted, SpeechStarted, SpeechStopped, Text
 from client.session import Session
 from client.unkept import Unkept
 from services.orchestrator import session as session_module
@@ -46,6 +46,11 @@ async def proxied_fronts(journal: Path) -> AsyncIterator[tuple[Mesh, list[TcpPro
                 yield mesh, [one, two]
         finally:
             await other.close()
+
+
+async def events(session: Session) -> list[Event]:
+    """All of the next reply."""
+    return [event async for event in session.reply()]
 
 
 def cut(_: Session, proxies: list[TcpProxy]) -> None:
@@ -103,6 +108,35 @@ async def test_a_session_goes_on_without_a_gap_or_a_repeat(tmp_path: Path, cuts:
         addresses = [proxy.address for proxy in proxies]
         async with client.connect(addresses) as replicated, replicated.session(seed=5) as session:
             assert await talk(session, proxies, cuts) == undisturbed
+
+
+async def test_a_session_goes_on_however_often_its_connection_is_cut_before_anything_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_session, "FIRST_RETRY_SECONDS", 0.001)
+    answer, resumed = asyncio.Event(), Session._resumed
+    lines: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def resume(session: Session) -> Any:
+        line = await resumed(session)
+        lines.put_nowait(line)
+        return line
+
+    async def wait(_: int) -> None:
+        await answer.wait()
+
+    monkeypatch.setattr(Session, "_resumed", resume)
+    async with proxied_fronts(tmp_path / "journal") as (fakes, proxies):
+        fakes.reasoner.hook = wait
+        async with client.connect([proxy.address for proxy in proxies]) as mesh, mesh.session() as session:
+            await session.send_text("hello")
+            await session.end_turn()
+            reading = asyncio.create_task(events(session))
+            for _ in range(12):
+                cut(session, proxies)
+                await lines.get()
+            answer.set()
+            assert isinstance((await reading)[-1], ReplyEnded)
 
 
 @pytest.fixture

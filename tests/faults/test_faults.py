@@ -22,7 +22,7 @@ from tests.faults.fault import Kind
 from tests.faults.faulty_mesh import FaultyMesh, faulty_mesh
 from tests.faults.script import AHEAD_SECONDS, FRAME_COUNT, HeardReply, Nobody, hold
 
-FAULT_COUNT = int(os.environ.get("FAULT_COUNT", "8"))
+FAULT_COUNT = int(os.environ.get("FAULT_COUNT", "6"))
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 # A failure takes the time of a start, some seconds, and four services fail side by side.
 PATIENCE_SECONDS = 240 + 10 * FAULT_COUNT

@@ -4,12 +4,12 @@ Arguments: the orchestrator's address, and the base URL (…/v1).
 """
 
 import asyncio
+import json
 import statistics
 import sys
 import time
 
-from openai import AsyncOpenAI
-from openai.resources.realtime.realtime import AsyncRealtimeConnection
+import websockets
 
 from client import Session, connect
 from client.events import Audio
@@ -33,31 +33,36 @@ async def over_grpc(session: Session) -> float:
     return heard_at - began_at
 
 
-async def over_socket(connection: AsyncRealtimeConnection) -> float:
-    await connection.conversation.item.create(
-        item={"type": "message", "role": "user", "content": [{"type": "input_text", "text": TYPED}]}
-    )
+async def over_socket(socket: websockets.ClientConnection) -> float:
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": TYPED}]}
+    await socket.send(json.dumps({"type": "conversation.item.create", "item": item}))
+    await until(socket, "conversation.item.done")
     await asyncio.sleep(THINKING_SECONDS)
     began_at = time.perf_counter()
-    await connection.response.create()
-    heard_at = 0.0
-    async for event in connection:
-        if event.type == "response.output_audio.delta" and not heard_at:
-            heard_at = time.perf_counter()
-            await connection.response.cancel()
-        if event.type == "response.done":
-            break
+    await socket.send(json.dumps({"type": "response.create"}))
+    await until(socket, "response.output_audio.delta")
+    heard_at = time.perf_counter()
+    await socket.send(json.dumps({"type": "response.cancel"}))
+    await until(socket, "response.done")
     return heard_at - began_at
 
 
+async def until(socket: websockets.ClientConnection, kind: str) -> None:
+    while json.loads(await socket.recv())["type"] != kind:
+        pass
+
+
 async def main(address: str, base_url: str) -> None:
-    client = AsyncOpenAI(api_key="sk-none", base_url=base_url)
+    url = f"{base_url.replace('http', 'ws', 1)}/realtime"
     grpc_seconds, socket_seconds = [], []
-    async with connect(address) as mesh, mesh.session() as session:
-        async with client, client.realtime.connect(model="chroma-4b") as connection:
-            for _ in range(TURN_COUNT + 2):
-                grpc_seconds.append(await over_grpc(session))
-                socket_seconds.append(await over_socket(connection))
+    async with (
+        connect(address) as mesh,
+        mesh.session() as session,
+        websockets.connect(url, proxy=None, compression=None) as socket,
+    ):
+        for _ in range(TURN_COUNT + 2):  # the first two turns are the slower
+            grpc_seconds.append(await over_grpc(session))
+            socket_seconds.append(await over_socket(socket))
     for name, seconds in (("gRPC", grpc_seconds[2:]), ("socket", socket_seconds[2:])):
         median, *_, ninth = statistics.median(seconds), *statistics.quantiles(seconds, n=10)
         print(f"{name}: median {1000 * median:.1f} ms, p90 {1000 * ninth:.1f} ms")

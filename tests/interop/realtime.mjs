@@ -10,7 +10,7 @@ const [baseURL, path] = process.argv.slice(2);
 const PACKET_BYTES = 2 * 480;
 const question = Buffer.concat([readFileSync(path).subarray(44), Buffer.alloc(2 * 24000)]);
 
-const client = new OpenAI({ apiKey: 'sk-none', baseURL });
+const client = new OpenAI({ apiKey: process.env.OPENAI_API_KEY ?? 'none', baseURL });
 const realtime = new OpenAIRealtimeWS({ model: 'chroma-4b' }, client);
 
 let speaking = false;

@@ -4,6 +4,7 @@ Arguments: the base URL (…/v1), and a WAV of the user's turn, 16 bits at 24,00
 """
 
 import asyncio
+import os
 import sys
 import wave
 
@@ -76,7 +77,7 @@ async def main(base_url: str, path: str) -> None:
         question = spoken.readframes(spoken.getnframes())
     async with aiohttp.ClientSession() as http:
         model = openai.realtime.RealtimeModel(
-            base_url=base_url, api_key="sk-none", model="chroma-4b", http_session=http
+            base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), model="chroma-4b", http_session=http
         )
         session = model.session()
         call = Call(session, question)

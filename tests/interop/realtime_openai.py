@@ -5,6 +5,7 @@ Arguments: the base URL (…/v1), and a WAV of the user's turn, 16 bits at 24,00
 
 import asyncio
 import base64
+import os
 import sys
 import wave
 from typing import Any
@@ -17,7 +18,7 @@ PACKET_BYTES = 2 * 480
 async def main(base_url: str, path: str) -> None:
     with wave.open(path) as spoken:
         question = spoken.readframes(spoken.getnframes())
-    client = AsyncOpenAI(api_key="sk-none", base_url=base_url)
+    client = AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "none"), base_url=base_url)
     async with client, client.realtime.connect(model="chroma-4b") as connection:
         await connection.session.update(
             session={"type": "realtime", "instructions": "Be brief.", "max_output_tokens": 24}

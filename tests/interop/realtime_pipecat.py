@@ -4,6 +4,7 @@ Arguments: the base URL (…/v1), and a WAV of the user's turn, 16 bits at 24,00
 """
 
 import asyncio
+import os
 import sys
 import wave
 
@@ -88,7 +89,7 @@ async def main(base_url: str, path: str) -> None:
         microphone = Microphone(spoken.readframes(spoken.getnframes()))
     listener = Listener(microphone)
     service = OpenAIRealtimeLLMService(
-        api_key="sk-none",
+        api_key=os.environ.get("OPENAI_API_KEY", "none"),
         base_url=f"{base_url.replace('http', 'ws', 1)}/realtime",
         settings=OpenAIRealtimeLLMService.Settings(model="chroma-4b", system_instruction="Be brief."),
     )

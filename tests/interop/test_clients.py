@@ -17,7 +17,8 @@ import pytest
 import soundfile
 import soxr
 
-from tests.interop.tls_relay import tls_relay
+from tests.contract.certificates import Authority
+from tests.contract.gateway_server import running_gateway
 from tests.interop.up import RunningMesh, running_mesh
 
 HERE = Path(__file__).parent
@@ -79,8 +80,11 @@ def test_livekit(mesh: RunningMesh, question: Path) -> None:
 
 async def test_openai_for_node(mesh: RunningMesh, question: Path, tmp_path: Path) -> None:
     script = shutil.copy(HERE / "realtime.mjs", _folder() / "node")  # where its packages are
-    async with tls_relay(mesh.url.removeprefix("http://").removesuffix("/v1"), tmp_path) as relay:
-        client = await _started("node", script, f"https://{relay.address}/v1", question, authority=relay.authority)
+    authority = Authority(tmp_path)
+    shown = authority.issue("gateway")
+    # It knows no other Realtime sockets than `wss:`.
+    async with running_gateway(mesh.address, tls_certificate=shown.certificate, tls_key=shown.key) as gateway:
+        client = await _started("node", script, f"{gateway.url}/v1", question, authority=authority.ca)
         out, err = await client.communicate()
     assert client.returncode == 0, (out + err).decode()
     print(out.decode().strip())

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 STOP_SECONDS = 60
+ADDRESSES = re.compile(r"mesh is ready at ([\d.:]+).*HTTP, [^\n]*(http://\S+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class RunningMesh:
-    """`url` is the base URL of OpenAI's clients."""
+    """`url` is the base URL of OpenAI's clients, `address` where the orchestrator listens."""
 
     url: str
+    address: str
 
 
 @contextmanager
@@ -29,10 +31,12 @@ def running_mesh(*arguments: str) -> Iterator[RunningMesh]:
     ) as process:
         try:
             assert process.stdout is not None
-            urls = (match[1] for line in process.stdout if (match := re.search(r"HTTP, .*(http://\S+)", line)))
-            url = next(urls, None)
-            assert url is not None, "the mesh did not start"
-            yield RunningMesh(url)
+            told = ""
+            while not (found := ADDRESSES.search(told)):
+                line = process.stdout.readline()
+                assert line, "the mesh did not start"
+                told += line
+            yield RunningMesh(address=found[1], url=found[2])
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=STOP_SECONDS)

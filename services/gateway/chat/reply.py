@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 
@@ -14,6 +15,7 @@ from client.session_settings import SessionSettings
 from services.gateway.chat.conversation import Conversation
 from services.gateway.chat.request import ChatRequest
 from services.gateway.errors import Refusal, mesh_refusal
+from services.gateway.openai_voices import OPENAI_VOICES
 
 FIELDS = {
     "open.sampling.temperature": "temperature",
@@ -35,7 +37,10 @@ async def replying(mesh: Mesh, asked: ChatRequest, conversation: Conversation) -
 
     The session is cancelled when the block is left by an exception.
     """
-    async with mesh.open_session(session_settings(asked, conversation)) as session:
+    settings = session_settings(asked, conversation)
+    if settings.voice in OPENAI_VOICES and settings.voice not in {voice.name for voice in await mesh.voices()}:
+        settings = replace(settings, voice=None)
+    async with mesh.open_session(settings) as session:
         for part in conversation.turn:
             if isinstance(part, str):
                 await session.send_text(part)

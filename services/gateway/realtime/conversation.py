@@ -13,6 +13,7 @@ TOLD_BYTES = 12 * 1024 * 1024
 """Most that the mesh is told of a conversation that it takes up again; it takes 16 MiB in one message."""
 
 ITEM_LIMIT = 10_000
+"""Most items of a conversation to which a client may add one."""
 
 
 class Conversation:
@@ -28,6 +29,11 @@ class Conversation:
     def last(self) -> Item | None:
         """The last item."""
         return self._items[-1] if self._items else None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a client may add no more."""
+        return len(self._items) >= ITEM_LIMIT
 
     @property
     def unanswered(self) -> list[Item]:
@@ -56,8 +62,6 @@ class Conversation:
         """Adds an item after another one: by default the last, and before all others after `root`; raises Refusal."""
         if self.find(item.id) is not None:
             raise invalid(f"there is an item {item.id!r} already", "item.id", "item_create_duplicate_item_id")
-        if len(self._items) >= ITEM_LIMIT:
-            raise invalid(f"a conversation has at most {ITEM_LIMIT} items", "item", "too_many_items")
         index = len(self._items)
         if previous_item_id == "root":
             index = 0

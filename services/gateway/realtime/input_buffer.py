@@ -26,6 +26,11 @@ class InputBuffer:
         return len(self._data) // self.audio_format.sample_bytes
 
     @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return self.sample_count / self.audio_format.rate_hz
+
+    @property
     def data(self) -> bytes:
         """All that is here."""
         return bytes(self._data)

@@ -41,6 +41,8 @@ class Line:
         self.origin = origin
         self.is_stale = False
         """It remembers something else than what is true; to be replaced as soon as no reply is given."""
+        self.hears_speech = False
+        """The user is speaking, as far as it has heard."""
         self.told: list[str] = []
         """The items that make up its open turn."""
         self.heard: dict[int, str] = {}

@@ -5,16 +5,12 @@ from typing import Any, Literal, Self
 
 from client.session_settings import ReplySettings
 from services.gateway.errors import invalid
+from services.gateway.openai_voices import OPENAI_VOICES
 from services.gateway.realtime.audio_formats import FORMATS, PCM, AudioFormat
 from services.gateway.realtime.client_events import FormatFields, ReplyFields, ResponseFields, SessionFields
 from services.gateway.realtime.turn_detection import TurnDetection
 
 Modality = Literal["audio", "text"]
-
-OPENAI_VOICES = frozenset(
-    ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
-)
-"""Clients name one of these without being told to. Where the mesh has no voice of that name, its default answers."""
 
 MAXIMUM_OUTPUT_TOKENS = 4096
 

@@ -13,6 +13,7 @@ from client.events import Audio, Event, ReplyEnded, ReplyStarted, SpeechStarted,
 from client.message import Role
 from client.session_settings import ReplySettings, SessionSettings
 from services.gateway.errors import Refusal, invalid, mesh_refusal
+from services.gateway.openai_voices import OPENAI_VOICES
 from services.gateway.realtime.client_events import (
     BufferAppend,
     BufferClear,
@@ -31,7 +32,7 @@ from services.gateway.realtime.client_events import (
     WrongEvent,
     read_client_event,
 )
-from services.gateway.realtime.conversation import Conversation
+from services.gateway.realtime.conversation import ITEM_LIMIT, Conversation
 from services.gateway.realtime.ids import new_id
 from services.gateway.realtime.input_buffer import InputBuffer
 from services.gateway.realtime.items import Item, Part, Said, Spoken, Typed
@@ -54,7 +55,6 @@ from services.gateway.realtime.server_events import (
     SpeechStoppedTold,
 )
 from services.gateway.realtime.session_config import (
-    OPENAI_VOICES,
     ReplyConfig,
     SessionConfig,
     VoiceNames,
@@ -63,6 +63,12 @@ from services.gateway.realtime.session_config import (
 )
 
 MINIMUM_COMMIT_MS = 100
+UNCOMMITTED_SECONDS = 30
+"""Sound that is left of what was not committed, when it has become more than a turn may have."""
+
+TOO_LONG = ("TOO_LONG", "AUDIO_TOO_LONG")
+"""Why the mesh ends a session whose turn it cannot hold."""
+
 UNHEARD_SECONDS = 30
 """Sound that is kept while nobody is known to speak: the mesh may say later that somebody did."""
 
@@ -201,10 +207,11 @@ class SocketSession:
     async def _append(self, event: BufferAppend) -> None:
         data = read_sound(event.audio, self._config.input_format, "audio")
         if not self._is_listening:
-            self._check_length(len(data))
+            await self._make_room(len(data))
         self._buffer.write(data)
-        if self._is_listening and self._speech is None:
-            self._buffer.drop_until(self._buffer.end - UNHEARD_SECONDS * self._config.input_format.rate_hz)
+        if self._is_listening:
+            kept_seconds = UNHEARD_SECONDS + (0 if self._speech is None else LONGEST_TURN_SECONDS)
+            self._buffer.drop_until(self._buffer.end - kept_seconds * self._config.input_format.rate_hz)
         line = self._line
         if line is None:
             if self._may_open:
@@ -244,7 +251,7 @@ class SocketSession:
 
     async def _commit_heard(self) -> None:
         line, detection = self._line, self._config.turn_detection
-        if self._speech is None or line is None or detection is None or not detection.create_response:
+        if line is None or not line.hears_speech or detection is None or not detection.create_response:
             raise _too_small(0)
         await line.session.end_turn()
 
@@ -266,6 +273,8 @@ class SocketSession:
 
     async def _create_item(self, event: ItemCreate) -> None:
         item = read_item(event.item, self._config.input_format)
+        if self._items.is_full:
+            raise invalid(f"a conversation has at most {ITEM_LIMIT} items", "item", "too_many_items")
         self._items.add(item, event.previous_item_id)
         await self._tell_item(item)
         line = self._line
@@ -319,7 +328,7 @@ class SocketSession:
         settings = self._overrides(config)
         line = await self._line_for_response()
         prompt = ""
-        if not line.told and self._speech is None:
+        if not line.told and not line.hears_speech:
             prompt = OPENING_WORD if self._items.last is None else FURTHER_WORDS
             await line.session.send_text(prompt)
         await line.session.end_turn(settings)
@@ -371,8 +380,10 @@ class SocketSession:
             case MeshError():
                 await self._lose_line(event)
             case SpeechStarted() if self._is_listening:
+                line.hears_speech = True
                 await self._begin_speech(line.origin + event.audio_sample)
             case SpeechStopped() if self._is_listening:
+                line.hears_speech = False
                 await self._end_speech(line, event.turn_index, line.origin + event.audio_sample)
             case ReplyStarted():
                 item_id = line.heard.pop(event.turn_index, None)
@@ -445,7 +456,9 @@ class SocketSession:
         """The call has ended, or could not be opened."""
         line, self._line = self._line, None
         refusal = mesh_refusal(error)
-        if error.reason != "IDLE" or self._response is not None:
+        if error.reason in TOO_LONG and self._says_nothing:
+            self._keep_newest()
+        elif error.reason != "IDLE" or self._response is not None:
             structlog.get_logger().info("the mesh's session ended", reason=error.reason, code=error.code.name)
             self._retry_at = asyncio.get_running_loop().time() + (error.retry_seconds or RETRY_SECONDS)
             if error.code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -531,13 +544,30 @@ class SocketSession:
         audio_format = self._config.input_format
         return all(part.audio_format is audio_format for part in item.parts if isinstance(part, Said))
 
-    def _check_length(self, further_bytes: int) -> None:
-        """Refuses what would make a turn longer than the mesh takes: before it does, for that ends its session."""
+    async def _make_room(self, further_bytes: int) -> None:
+        """Sees that the turn does not become longer than the mesh takes, for that ends its session.
+
+        What nobody has committed for so long is a microphone that is always on: its oldest sound is forgotten. Raises
+        Refusal where that is not enough.
+        """
         audio_format = self._config.input_format
-        seconds = sum(item.sound_seconds for item in self._items.unanswered)
-        samples = self._buffer.sample_count + further_bytes // audio_format.sample_bytes
-        if seconds + samples / audio_format.rate_hz > LONGEST_TURN_SECONDS:
+        said_seconds = sum(item.sound_seconds for item in self._items.unanswered)
+        further_seconds = further_bytes / audio_format.sample_bytes / audio_format.rate_hz
+        if said_seconds + further_seconds + self._buffer.seconds <= LONGEST_TURN_SECONDS:
+            return
+        if said_seconds + further_seconds + UNCOMMITTED_SECONDS > LONGEST_TURN_SECONDS:
             raise invalid(f"a turn has at most {LONGEST_TURN_SECONDS} s of sound", "audio", "input_audio_buffer_full")
+        self._keep_newest()
+        await self._spoil()
+
+    def _keep_newest(self) -> None:
+        self._buffer.drop_until(self._buffer.end - UNCOMMITTED_SECONDS * self._config.input_format.rate_hz)
+
+    @property
+    def _says_nothing(self) -> bool:
+        """Whether all that the open turn has is old sound that was not committed."""
+        is_quiet = self._response is None and not self._is_listening and not self._items.unanswered
+        return is_quiet and self._buffer.seconds > UNCOMMITTED_SECONDS
 
     def _can_tell(self, item: Item) -> bool:
         """Whether the call can be told an item as the next part of its open turn."""

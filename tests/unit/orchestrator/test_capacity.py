@@ -36,11 +36,13 @@ class AnsweringStages:
         return ReplicaSlots(name, self.replicas[stage][name])
 
 
-def capacity_of(stages: AnsweringStages, told: dict[Stage, int] | None = None, share_count: int = 1) -> Capacity:
+def capacity_of(
+    stages: AnsweringStages, told: dict[Stage, tuple[int, int]] | None = None, share_count: int = 1
+) -> Capacity:
     told = {} if told is None else told
 
     def on_round(stage: Stage, slot_count: int, replica_count: int) -> None:
-        told[stage] = slot_count
+        told[stage] = slot_count, replica_count
 
     return Capacity(cast(Stages, stages), share_count=share_count, on_round=on_round)
 
@@ -49,11 +51,11 @@ def capacity_of(stages: AnsweringStages, told: dict[Stage, int] | None = None, s
 async def test_the_mesh_carries_what_its_narrowest_stage_does(
     replicas: dict[Stage, Replicas], share_count: int
 ) -> None:
-    told: dict[Stage, int] = {}
+    told: dict[Stage, tuple[int, int]] = {}
     capacity = capacity_of(AnsweringStages(replicas), told, share_count)
     await capacity.learn()
     sums = {stage: sum(slots.values()) for stage, slots in replicas.items()}
-    assert told == sums
+    assert told == {stage: (sums[stage], len(slots)) for stage, slots in replicas.items()}
     stage, count = capacity.narrowest()
     assert sums[stage] == min(sums.values())
     assert count == max(1, sums[stage] // share_count)
