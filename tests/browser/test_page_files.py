@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from services.gateway.page.page import FILES
@@ -15,12 +15,12 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 
 
 @pytest.fixture
-async def browser() -> AsyncIterator[httpx.AsyncClient]:
-    async with running_gateway("127.0.0.1:1") as gateway, httpx.AsyncClient(base_url=gateway.url) as browser:
+async def browser() -> AsyncIterator[httpx2.AsyncClient]:
+    async with running_gateway("127.0.0.1:1") as gateway, httpx2.AsyncClient(base_url=gateway.url) as browser:
         yield browser
 
 
-async def test_every_file_has_its_type_and_is_asked_for_again_at_little_cost(browser: httpx.AsyncClient) -> None:
+async def test_every_file_has_its_type_and_is_asked_for_again_at_little_cost(browser: httpx2.AsyncClient) -> None:
     for path in ("/", *(f"/page/{name}" for name in NAMES)):
         answer = await browser.get(path)
         assert answer.status_code == 200, path
@@ -32,7 +32,7 @@ async def test_every_file_has_its_type_and_is_asked_for_again_at_little_cost(bro
         assert (await browser.head(path)).headers["etag"] == answer.headers["etag"]
 
 
-async def test_scripts_are_this_origin_s_alone(browser: httpx.AsyncClient) -> None:
+async def test_scripts_are_this_origin_s_alone(browser: httpx2.AsyncClient) -> None:
     for path in ("/", "/page/main.js"):
         headers = (await browser.get(path)).headers
         policy = dict(rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
@@ -43,7 +43,7 @@ async def test_scripts_are_this_origin_s_alone(browser: httpx.AsyncClient) -> No
 
 
 @pytest.mark.parametrize("path", ["/page/", "/page/%2e%2e%2fpage.py", "/page/none.js", "/page/page.py"])
-async def test_nothing_else_is_served(browser: httpx.AsyncClient, path: str) -> None:
+async def test_nothing_else_is_served(browser: httpx2.AsyncClient, path: str) -> None:
     answer = await browser.get(path)
     assert answer.status_code == 404
     assert answer.json()["error"]["type"] == "invalid_request_error"
