@@ -34,10 +34,10 @@ STEADY_SECONDS = 10
 
 REPLY_ANSWER_SECONDS, ANSWER_SECONDS = 1.5, 5.0
 """What an orchestrator that is silent gets to say that it is there: while its reply is played, and before, when what
-was sent may still be on its way to it. Twice as long after each attempt that came to nothing, for it may be too short:
-up to so many times."""
+was sent may still be on its way to it."""
 
-PATIENT_TRIES = 4
+LONGEST_ANSWER_DOUBLINGS = 4
+"""That time may be too short: it is doubled for each attempt that came to nothing, up to so often."""
 
 Value = TypeVar("Value")
 Failure: TypeAlias = grpc.aio.AioRpcError | asyncio.InvalidStateError
@@ -231,8 +231,7 @@ class Session:
             if not self._may_go_on(lost):
                 raise lost from None
             loop = asyncio.get_running_loop()
-            was_steady = loop.time() - self._resumed_at > STEADY_SECONDS and not line.silence.is_given_up
-            if was_steady:
+            if loop.time() - self._resumed_at > STEADY_SECONDS and not line.silence.is_given_up:
                 self._try_count = 0
             if not self._try_count:
                 self._give_up_at = loop.time() + self.settings.resume_seconds
@@ -297,7 +296,7 @@ class Session:
         if self.id and not self._unkept.is_owed:  # without an id it owes one
             return None
         seconds = REPLY_ANSWER_SECONDS if self._unkept.is_in_reply else ANSWER_SECONDS
-        return seconds * 2 ** min(self._try_count, PATIENT_TRIES)
+        return seconds * 2 ** min(self._try_count, LONGEST_ANSWER_DOUBLINGS)
 
     async def _open(self, line: Line, message: orchestrator_pb2.ConverseOpen) -> orchestrator_pb2.ConverseOpened:
         try:

@@ -281,16 +281,17 @@ class Stages:
         try:
             async with asyncio.timeout(deadline_seconds):
                 while True:
+                    call = watch(health_pb2.HealthCheckRequest(service=service), timeout=deadline_seconds)
                     try:
-                        async for health in watch(
-                            health_pb2.HealthCheckRequest(service=service), timeout=deadline_seconds
-                        ):
+                        async for health in call:
                             if health.status == health_pb2.HealthCheckResponse.SERVING:
                                 return None
                             state = health_pb2.HealthCheckResponse.ServingStatus.Name(health.status)
                     except grpc.aio.AioRpcError as error:
                         if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                             state = f"{error.code().name}: {error.details()}"
+                    finally:
+                        call.cancel()
                     await asyncio.sleep(RETRY_SECONDS)
         except TimeoutError:
             return f"the {stage} stage at {self._addresses[stage]} does not serve after {deadline_seconds:g} s: {state}"

@@ -1,6 +1,7 @@
 """Channels to the services of the mesh."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -8,7 +9,8 @@ import grpc
 
 from services.runtime.address import target
 from services.runtime.interceptors import outgoing_metadata
-from services.runtime.tls import ClientTls, open_tls_channel
+from services.runtime.renewed_channel import RenewedChannel
+from services.runtime.tls import ClientTls, channel_credentials
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 # The longest example of a voice fits, as floats. A call that sends more is not repeated.
@@ -22,6 +24,9 @@ REFUSED_ELSEWHERE = {
     # CANCELLED is gRPC's own answer of a server that is being shut down; a caller who cancels is told nothing.
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
+
+# Left to itself, gRPC asks for a name that stood for nobody after twice as long each time, up to two minutes.
+LOOK_AGAIN_SECONDS = 2.0
 
 MultiCallable = TypeVar("MultiCallable", bound=Callable[..., Any])
 
@@ -37,10 +42,11 @@ def open_channel(
     """A channel to the replicas at `address`, as `check_address` has it, whose calls carry the ids of their context.
 
     Calls go to the replicas in turn; those whose health says that `service` is not serving, and those that can't be
-    reached, are left out until they are back. When a connection is lost or too old, a name is asked for anew. A call of
-    one of the `repeated` unary methods of `service` that is refused (UNAVAILABLE, no answer before) is begun again at
-    the next replica, by gRPC itself. A stream that is refused is its caller's to begin again, which goes to the next
-    replica as well: when gRPC repeats one that is just being written to, a message may be lost in silence.
+    reached, are left out until they are back. When a connection is lost or too old, a name is asked for anew; while
+    nobody can be reached, calls have it asked for every two seconds. A call of one of the `repeated` unary methods of
+    `service` that is refused (UNAVAILABLE, no answer before) is begun again at the next replica, by gRPC itself. A
+    stream that is refused is its caller's to begin again, which goes to the next replica as well: when gRPC repeats one
+    that is just being written to, a message may be lost in silence.
 
     Messages may have up to 16 MiB; a peer that is silently gone is noticed within four seconds. `read_ahead_bytes` is
     what a peer may send of one call before it is read; by default HTTP/2 finds that out, 64 KiB or more. With `tls` the
@@ -66,13 +72,33 @@ def open_channel(
     ]
     if read_ahead_bytes is not None:
         options += [("grpc.http2.lookahead_bytes", read_ahead_bytes), ("grpc.http2.bdp_probe", 0)]
-    if tls is None:
-        return IdentifiedChannel(grpc.aio.insecure_channel(uri, options=options))
-    if tls.name is not None:
+    if tls is not None and tls.name is not None:
         options += [("grpc.ssl_target_name_override", tls.name)]
-    return IdentifiedChannel(
-        open_tls_channel(tls, lambda credentials: grpc.aio.secure_channel(uri, credentials, options=options))
-    )
+    return IdentifiedChannel(_renewed_channel(uri, options, tls))
+
+
+def _renewed_channel(uri: str, options: list[tuple[str, int | str]], tls: ClientTls | None) -> grpc.aio.Channel:
+    """One that is opened anew when the files of `tls` have changed, and to ask for a name that leads to nobody."""
+    credentials = None if tls is None else channel_credentials(tls)
+    used: grpc.ChannelCredentials | None = None
+    opened_at = 0.0
+
+    def open_one() -> grpc.aio.Channel:
+        nonlocal used, opened_at
+        opened_at = time.monotonic()
+        if credentials is None:
+            return grpc.aio.insecure_channel(uri, options=options)
+        used = credentials.current()
+        return grpc.aio.secure_channel(uri, used, options=options)
+
+    def is_spent(channel: grpc.aio.Channel) -> bool:
+        # grpc reads a channel's certificates only once.
+        if credentials is not None and credentials.current() is not used:
+            return True
+        is_failing = channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        return is_failing and time.monotonic() - opened_at >= LOOK_AGAIN_SECONDS
+
+    return RenewedChannel(open_one, is_spent)
 
 
 def _service_config(service: str | None, repeated: Sequence[str]) -> str:

@@ -215,7 +215,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),  # for TCP
         ("grpc.http2.ping_timeout_ms", 10_000),  # for the ping; by default a minute
-        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),  # or callers who ask more often are cut off
+        # Pings that were sent apart come together at a process that was held up: nobody is cut off for them.
+        ("grpc.http2.max_ping_strikes", 0),
     ]
 
 

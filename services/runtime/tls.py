@@ -10,8 +10,6 @@ import grpc
 
 from services.runtime.file_value import FileUnusable, FileValue, read_bytes
 
-OpenChannel = Callable[[grpc.ChannelCredentials], grpc.aio.Channel]
-
 
 @dataclass(frozen=True)
 class ServerTls:
@@ -91,13 +89,9 @@ def server_context(tls: ServerTls) -> ssl.SSLContext:
     return context
 
 
-def open_tls_channel(tls: ClientTls, open_channel: OpenChannel) -> grpc.aio.Channel:
-    """A channel of the files as they are when a call is made; raises FileUnusable.
-
-    `open_channel` opens one with given credentials: grpc reads a channel's certificates only once, so that calls after
-    a change go through a channel of their own.
-    """
-    return RenewedChannel(_files(tls.ca, tls.certificate, tls.key, _channel_credentials), open_channel)
+def channel_credentials(tls: ClientTls) -> FileValue[grpc.ChannelCredentials]:
+    """What a caller connects with, as its files are now; raises FileUnusable."""
+    return _files(tls.ca, tls.certificate, tls.key, _channel_credentials)
 
 
 def _channel_credentials(pem: _Pem) -> grpc.ChannelCredentials:
@@ -135,84 +129,3 @@ def _check(ca: Path | None, certificate: Path | None, key: Path | None) -> None:
 
 def _no_password() -> str:
     raise ValueError("the key must not have a password")
-
-
-class RenewedChannel(grpc.aio.Channel):
-    """A channel whose new calls have the newest credentials; calls go on over the connection that they began on."""
-
-    def __init__(self, credentials: FileValue[grpc.ChannelCredentials], open_channel: OpenChannel) -> None:
-        self._credentials = credentials
-        self._open_channel = open_channel
-        self._used = credentials.current()
-        self._channel = open_channel(self._used)
-        # Calls of channels that no new call uses.
-        self._retired: dict[grpc.aio.Channel, set[Any]] = {}
-        self._calls: set[Any] = set()
-
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """As in grpc."""
-        return self._late("unary_unary", args, kwargs)
-
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """As in grpc."""
-        return self._late("unary_stream", args, kwargs)
-
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """As in grpc."""
-        return self._late("stream_unary", args, kwargs)
-
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """As in grpc."""
-        return self._late("stream_stream", args, kwargs)
-
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        """As in grpc, of the channel that the next call would use."""
-        return self._current().get_state(try_to_connect)
-
-    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """As in grpc, of the channel that the next call would use."""
-        await self._current().wait_for_state_change(last_observed_state)
-
-    async def channel_ready(self) -> None:
-        """As in grpc, of the channel that the next call would use."""
-        await self._current().channel_ready()
-
-    async def close(self, grace: float | None = None) -> None:
-        """As in grpc, of all channels."""
-        for channel in (*self._retired, self._channel):
-            await channel.close(grace)
-
-    async def __aenter__(self) -> "RenewedChannel":
-        return self
-
-    async def __aexit__(self, *failure: Any) -> None:
-        await self.close()
-
-    def _late(self, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        channel, method = None, None
-
-        def start(*call_args: Any, **call_kwargs: Any) -> Any:
-            nonlocal channel, method
-            if channel is not (current := self._current()):
-                channel, method = current, getattr(current, kind)(*args, **kwargs)
-            assert method is not None
-            call, calls = method(*call_args, **call_kwargs), self._calls
-            calls.add(call)
-            call.add_done_callback(lambda _: self._end(call, calls, current))
-            return call
-
-        return start
-
-    def _current(self) -> grpc.aio.Channel:
-        before, self._used = self._used, self._credentials.current()
-        if self._used is not before:
-            if self._calls:
-                self._retired[self._channel] = self._calls
-            # One without calls is closed by its own end.
-            self._channel, self._calls = self._open_channel(self._used), set()
-        return self._channel
-
-    def _end(self, call: Any, calls: set[Any], channel: grpc.aio.Channel) -> None:
-        calls.discard(call)
-        if not calls:
-            self._retired.pop(channel, None)

@@ -196,12 +196,12 @@ async def test_nobody_is_asked_while_nothing_is_owed(tmp_path: Path, monkeypatch
             rounds.set()
         return told[-1]
 
-    monkeypatch.setattr(Session, "_answer_seconds", keep)
     async with (
         proxied_fronts(tmp_path / "journal") as (_, proxies),
         client.connect(proxies[0].address) as mesh,
         mesh.session() as session,
     ):
+        monkeypatch.setattr(Session, "_answer_seconds", keep)
         await session.reply_played(0, 0)
         reading = asyncio.create_task(session.next_event())
         await rounds.wait()

@@ -51,6 +51,8 @@ def test_voices_come_and_go(mesh, cli, golden, tmp_path):
     assert result.returncode == 0
     assert "default" in result.stdout
     assert "mine" not in result.stdout
+    result = cli("voices", "add", "odd", "--audio", str(voice), "--text", "I say <|text_end|>.", *address)
+    assert (result.returncode, "special tokens; it has <|text_end|>" in result.stderr) == (1, True)
     result = cli("voices", "add", "mine", "--audio", str(voice), "--text", "I use this every day.", *address)
     assert (result.returncode, result.stderr) == (0, "")
     assert "mine" in cli("voices", *address).stdout

@@ -1,12 +1,8 @@
 """One channel to several replicas: who gets a call, who does not, and what becomes of streams when one leaves."""
 
 import asyncio
-import os
-import shutil
-import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,14 @@ import pytest
 from chroma_mesh.codec.v1 import codec_pb2, codec_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from services.runtime import channel as channel_module
 from services.runtime.channel import open_channel
 from services.runtime.errors import MeshError, Unavailable, from_rpc_error
 from services.runtime.interceptors import REPLICA_KEY, replica_name
 from services.runtime.server import RunningServer, running
 from services.runtime.settings import ServiceSettings
 from services.runtime.stream import RequestStream
+from tests.name_server import NameServer, needs_name_server
 
 CODEC = "chroma_mesh.codec.v1.CodecService"
 OPEN = codec_pb2.DecodeRequest(open=codec_pb2.DecodeOpen())
@@ -307,71 +305,25 @@ async def test_the_age_of_a_connection_ends_it_for_new_calls_and_breaks_no_strea
         assert await finish(call) == 1
 
 
-class NameServer:
-    """A dnsmasq that knows the name codec.test, on a port of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.hosts = folder / "hosts"
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-
-    @asynccontextmanager
-    async def running(self, program: str) -> AsyncIterator[None]:
-        """Serves within the block."""
-        self.process = await asyncio.create_subprocess_exec(
-            program,
-            *("--no-daemon", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", f"--addn-hosts={self.hosts}"),
-            *("--listen-address=127.0.0.1", "--bind-interfaces", f"--port={self.port}", "--local-ttl=0"),
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            await self.until_read()
-            yield
-        finally:
-            with suppress(ProcessLookupError):
-                self.process.terminate()
-            await self.process.communicate()
-
-    def write(self, *addresses: str) -> None:
-        """What the name stands for, from the next reading on."""
-        self.hosts.write_text("".join(f"{address} codec.test\n" for address in addresses))
-
-    async def change(self, *addresses: str) -> None:
-        """What the name stands for, from now on."""
-        self.write(*addresses)
-        self.process.send_signal(signal.SIGHUP)
-        await self.until_read()
-
-    async def until_read(self) -> None:
-        """Returns when it has read the file."""
-        assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            if b"read " in line:
-                return
-        raise AssertionError("dnsmasq has ended")
-
-
-DNSMASQ = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
-@pytest.mark.skipif(DNSMASQ is None, reason="needs dnsmasq")
+@needs_name_server
 async def test_a_names_new_addresses_take_part_and_lost_ones_leave(tmp_path: Path) -> None:
-    assert DNSMASQ is not None
-    old, new, names = Replica(), Replica(), NameServer(tmp_path)
-    names.write("127.0.0.2")
-    async with names.running(DNSMASQ), serving(old, host="127.0.0.2", connection_age_seconds=0.1) as one:
-        port = one.address.split(":")[1]
+    old, new = Replica(), Replica()
+    async with (
+        NameServer.open(tmp_path) as names,
+        serving(old, host="127.0.0.2", connection_age_seconds=0.1) as one,
+    ):
+        port = int(one.address.split(":")[1])
+        await names.change("codec", "127.0.0.2")
         async with (
-            serving(new, host="127.0.0.3", port=int(port), connection_age_seconds=0.1),
-            channel_to(f"dns://127.0.0.1:{names.port}/codec.test:{port}") as channel,
+            serving(new, host="127.0.0.3", port=port, connection_age_seconds=0.1),
+            channel_to(names.target("codec", port)) as channel,
         ):
             call = await opened(channel)
             await encode_until(channel, lambda: len(old.peers) == 10)
             assert not new.peers
-            await names.change("127.0.0.2", "127.0.0.3")
+            await names.change("codec", "127.0.0.2", "127.0.0.3")
             await encode_until(channel, lambda: bool(new.peers))
-            await names.change("127.0.0.3")
+            await names.change("codec", "127.0.0.3")
 
             def only_new() -> bool:
                 if len(new.peers) >= 20:
@@ -383,3 +335,26 @@ async def test_a_names_new_addresses_take_part_and_lost_ones_leave(tmp_path: Pat
 
             await encode_until(channel, only_new)
             assert await finish(call) == 1
+
+
+@needs_name_server
+async def test_a_name_that_stands_for_nobody_is_asked_for_again_before_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "LOOK_AGAIN_SECONDS", 0)
+    old, new = Replica(), Replica()
+    async with NameServer.open(tmp_path) as names, AsyncExitStack() as channels:
+        async with serving(old, host="127.0.0.2", grace_seconds=0) as one:
+            port = int(one.address.split(":")[1])
+            channel = await channels.enter_async_context(channel_to(names.target("codec", port)))
+            encode = codec_pb2_grpc.CodecServiceStub(channel).Encode
+            assert isinstance(await failure(encode(codec_pb2.EncodeRequest())), Unavailable)
+            await names.change("codec", "127.0.0.2")
+            await encode(codec_pb2.EncodeRequest())
+            await names.change("codec")
+        for _ in range(10):
+            assert isinstance(await failure(encode(codec_pb2.EncodeRequest())), Unavailable)
+        async with serving(new, host="127.0.0.3", port=port):
+            await names.change("codec", "127.0.0.3")
+            await encode(codec_pb2.EncodeRequest())
+    assert (len(old.peers), len(new.peers)) == (1, 1)
