@@ -270,6 +270,13 @@ class SlotEngine(ABC, Generic[S]):
         """Keeps an output for the end of the round: one wake-up of the event loop carries all of them."""
         self._handed_over.append((stream, item))
 
+    def deliver(self) -> None:
+        """Lets what was handed over go, before the end of a round where somebody waits for it."""
+        if self._handed_over:
+            batch, self._handed_over = self._handed_over, []
+            assert self._event_loop is not None
+            self._event_loop.call_soon_threadsafe(_deliver, batch)
+
     def count_step(self, stream_count: int) -> None:
         """A step was done for so many streams."""
         if self.on_step is not None:
@@ -301,10 +308,7 @@ class SlotEngine(ABC, Generic[S]):
                 if not stream.done:
                     stream.fail(error)
             more = True
-        if self._handed_over:
-            batch, self._handed_over = self._handed_over, []
-            assert self._event_loop is not None
-            self._event_loop.call_soon_threadsafe(_deliver, batch)
+        self.deliver()
         return more
 
 

@@ -137,6 +137,7 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
             if stream.reading is not None and not stream.done:
                 self._listen(stream, stream.reading)
         self._prefilling.advance()
+        self.deliver()  # a first step does not wait for the second ones
         writing = [s for s in self.streams.values() if s.decoding and not s.done and s.writable]
         if writing:
             self._decode(writing)
