@@ -1,0 +1,1 @@
+"""A miniature of the model that holds a spoken conversation in a small domain, and how it was made."""
