@@ -29,15 +29,22 @@ class Heard:
 
 
 def disturbed(samples: Samples, chance: np.random.Generator) -> Samples:
-    """A clip as a microphone may give it: louder or softer, with silence around it and noise over all of it."""
+    """A clip as another speaker's microphone may give it: faster and higher or slower and lower, so that formants move
+    as well, louder or softer, with silence around it and noise over all of it."""
     before, after = chance.uniform(0, 0.5), chance.uniform(0, 0.7)
     return surrounded(
-        samples * 10 ** chance.uniform(-0.7, 0.15),
+        _turned(samples, np.exp(chance.uniform(-0.14, 0.14))) * 10 ** chance.uniform(-0.7, 0.15),
         before_seconds=before,
         after_seconds=after,
         noise=10 ** chance.uniform(-5, -2.3),
         chance=chance,
     )
+
+
+def _turned(samples: Samples, speed: float) -> Samples:
+    """A clip as a record gives it that turns at this speed."""
+    places = np.arange(0, len(samples) - 1, speed)
+    return np.interp(places, np.arange(len(samples)), samples).astype(np.float32)
 
 
 def surrounded(

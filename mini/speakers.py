@@ -7,10 +7,10 @@ import numpy as np
 from mini.espeak import Speaker
 
 VOICES = {
-    "adam": Speaker("en-us", pitch=48, range=50),
-    "bella": Speaker("en-us+f3", pitch=60, range=50),
-    "craig": Speaker("en-gb-x-rp", pitch=18, range=45),
-    "daisy": Speaker("gmw/en+f2", pitch=72, range=60),
+    "ash": Speaker("en-us", pitch=48, range=50),
+    "birch": Speaker("en-us+f3", pitch=60, range=50),
+    "cedar": Speaker("en-gb-x-rp", pitch=18, range=45),
+    "willow": Speaker("gmw/en+f2", pitch=72, range=60),
 }
 """The voices of replies. All fill the same steps with the same word, so they differ in all but speed."""
 
@@ -54,6 +54,26 @@ USERS = (
     User("en-us-nyc+m7", 160, 40),
     User("en-us-nyc+f3", 165, 60),
     User("en-gb-x-gbclan+m3", 160, 50),
+    User("en-us+m2", 155, 50),
+    User("en-us+m5", 170, 40),
+    User("en-us+m6", 160, 55),
+    User("en-us+f3", 155, 60),
+    User("gmw/en+m1", 170, 40),
+    User("gmw/en+m3", 155, 50),
+    User("gmw/en+m7", 165, 45),
+    User("gmw/en+f1", 160, 60),
+    User("gmw/en+f4", 170, 50),
+    User("en-gb-scotland+m1", 165, 40),
+    User("en-gb-scotland+m4", 155, 50),
+    User("en-gb-scotland+f4", 160, 55),
+    User("en-gb-x-rp+m3", 165, 45),
+    User("en-gb-x-rp+f3", 155, 60),
+    User("en-029+m2", 160, 45),
+    User("en-029+f2", 165, 60),
+    User("en-us-nyc", 170, 50),
+    User("en-us-nyc+m4", 155, 45),
+    User("en-gb-x-gbclan", 165, 45),
+    User("en-gb-x-gbclan+f4", 160, 55),
 )
 STRANGERS = (
     User("en-us+m8", 165, 45),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from services.stage.process import StageService
     from services.stage.settings import StageSettings
 
+BUILTIN_VOICES = ("ash", "birch", "cedar", "willow")
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
 CASE_NAMES = sorted(folder.name for folder in (GOLDEN / "cases").iterdir())
 

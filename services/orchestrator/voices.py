@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -25,7 +26,9 @@ from services.runtime.errors import (
     ResourceExhausted,
 )
 
-BUILTIN_FOLDER = Path(__file__).parent / "builtin_voices"
+BUILTIN_FOLDER = Path(str(resources.files("mini"))) / "voices"
+"""The voices that the miniature was trained on, which are good examples for any other checkpoint, too."""
+
 MINIMUM_EXAMPLE_SECONDS = 0.02
 MAXIMUM_EXAMPLE_SECONDS = 30.0
 # Nobody says more in 30 s, and ListVoices sends all transcripts in one message.

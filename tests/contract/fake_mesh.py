@@ -411,6 +411,7 @@ class Conversation:
                 text += payload.text
             elif kind == "audio":
                 assert payload.frame_index == frame_count
+                assert payload.HasField("timings") == (not frame_count)
                 frame_count += payload.frame_count
                 audio += payload.data
             else:

@@ -43,7 +43,7 @@ from services.runtime.tensors import encode_tensor
 from services.speech.metrics import SpeechMetrics
 from services.speech.service import SpeechService
 from services.speech.settings import SpeechSettings
-from tests.conftest import GOLDEN, GoldenCase, serving, until_idle
+from tests.conftest import BUILTIN_VOICES, GOLDEN, GoldenCase, serving, until_idle
 from tests.contract import fake_mesh
 from tests.contract.fuzzed_calls import Script, ask, in_time, no_bug_logged, play, scripts
 from tests.contract.fuzzed_messages import SOUNDS, any_floats, any_message
@@ -452,7 +452,7 @@ async def test_any_calls_about_voices_end_well(mesh: Mesh, requests: list[Messag
         await concurrently(*(ask(methods[type(request)], request, deadline) for request in requests))
         listed = await ask(stub.ListVoices, pb.ListVoicesRequest())
         voices = listed.answers[0].voices
-        assert {"ash", "birch"} <= {voice.name for voice in voices}
+        assert {*BUILTIN_VOICES} <= {voice.name for voice in voices}
         # What was taken for a voice is one.
         for voice in voices:
             if not voice.is_builtin:

@@ -12,6 +12,7 @@ import soundfile
 from openai import AsyncOpenAI
 
 from client.connection import connect
+from tests.conftest import BUILTIN_VOICES
 from tests.contract.fake_mesh import Mesh
 from tests.contract.gateway_server import running_gateway
 from tests.contract.keyed_mesh import keyed_mesh
@@ -39,7 +40,7 @@ async def test_voices_come_are_used_and_go(tmp_path: Path) -> None:
         connect(mesh.address) as direct,
     ):
         listed = (await http.get("/audio/voices")).json()
-        assert [voice["id"] for voice in listed["data"]] == ["ash", "birch"]
+        assert [voice["id"] for voice in listed["data"]] == [*BUILTIN_VOICES]
         assert (await http.get("/audio/voices/ash")).json() == listed["data"][0]
 
         new = {"name": "mine", "transcript": "it is me", "audio": f"data:audio/wav;base64,{in_base64(example())}"}

@@ -93,4 +93,4 @@ def test_the_speech_stage_speaks_the_same(state: Path, oracle: Oracle) -> None:
 def utterance(sentence: str, seed: int) -> Utterance:
     ids: Tensor = torch.tensor([*TOKENIZER.encode(sentence).ids, 2])
     chance = torch.Generator().manual_seed(seed)
-    return Utterance("adam", sentence, ids, torch.randint(1, CODES, (2 * len(ids) + 2, CODEBOOKS), generator=chance))
+    return Utterance("ash", sentence, ids, torch.randint(1, CODES, (2 * len(ids) + 2, CODEBOOKS), generator=chance))
