@@ -1,6 +1,7 @@
 """Hundreds of replies, four at a time, with failures at random moments of them; and what became of them."""
 
 import asyncio
+import math
 import random
 import statistics
 import time
@@ -19,6 +20,8 @@ LATER_SECONDS = 0.15
 # The part of failures that come before the user turn is complete.
 EARLY_SHARE = 0.15
 ORCHESTRATOR = "orchestrator"
+# Replies that are told one by one.
+LATEST = 10
 # The part of failures that are an orchestrator's, where they are asked for and none of them fails already.
 ORCHESTRATOR_SHARE = 0.5
 
@@ -28,7 +31,8 @@ class Outcome:
     """A reply, and the failure that was meant for it, if any.
 
     `added_seconds` is how much later than undisturbed the next packet came, None where none was to come or came;
-    `in_hand_seconds` what the listener had not played yet, None before the first packet.
+    `in_hand_seconds` what the listener had not played yet, None before the first packet. `met` are the failures of
+    other services from that one until the next packet.
     """
 
     heard: HeardReply
@@ -36,6 +40,11 @@ class Outcome:
     fault: Fault | None
     added_seconds: float | None = None
     in_hand_seconds: float | None = None
+    met: tuple[Fault, ...] = ()
+
+    def __str__(self) -> str:
+        beside = ", ".join(map(str, self.met)) or "nothing else"
+        return f"{self.fault}: later by {self.added_seconds or 0:.3f} s, beside {beside}"
 
 
 @dataclass
@@ -74,6 +83,8 @@ class Report:
                     and (outcome.fault.kind, outcome.fault.service == ORCHESTRATOR) == (kind, is_front)
                 ]
                 lines += [f"  {kind} of {where}, {len(alike)} times", *described(alike)]
+        late = sorted(self.struck, key=lambda outcome: outcome.added_seconds or 0.0, reverse=True)
+        lines += ["  the latest:", *(f"    {outcome}" for outcome in late[:LATEST])]
         errors = Counter(outcome.heard.error for outcome in self.failed)
         lines += [f"  {count:4} × {error}" for error, count in errors.most_common(10)]
         return "\n".join(lines)
@@ -113,6 +124,7 @@ class Strike:
     def __init__(self, mesh: FaultyMesh, fault: Fault, after_seconds: float, later_seconds: float) -> None:
         self.fault = fault
         self.at: float | None = None
+        self.healed_at = math.inf
         self.pid: int | None = None
         self.over = asyncio.Event()
         self._mesh = mesh
@@ -158,7 +170,7 @@ class Campaign:
         self._random = random.Random(seed)
         self._healthy: list[str] = list(services)
         self._kinds_to_come: dict[str, list[Kind]] = {service: [] for service in services}
-        self._strike_count = 0
+        self._strikes: list[Strike] = []
 
     async def run(self, strike_count: int) -> Report:
         """Replies until so many had a failure; a few more do, and many are hit by that of another one."""
@@ -178,7 +190,7 @@ class Campaign:
         self, script: Script, undisturbed: list[HeardReply], strike_count: int, tasks: asyncio.TaskGroup
     ) -> list[Outcome]:
         outcomes = []
-        while self._strike_count < strike_count:
+        while len(self._strikes) < strike_count:
             strikes: dict[int, Strike] = {}
 
             def watch(turn: int, strikes: dict[int, Strike] = strikes) -> Watcher:
@@ -190,7 +202,10 @@ class Campaign:
 
             addresses = self._random.sample(self._mesh.addresses, len(self._mesh.addresses))
             replies = await hold(addresses, script, watch)
-            outcomes += [compare(reply, undisturbed[turn], strikes.get(turn)) for turn, reply in enumerate(replies)]
+            outcomes += [
+                compare(reply, undisturbed[turn], strikes.get(turn), self._strikes)
+                for turn, reply in enumerate(replies)
+            ]
         return outcomes
 
     def _draw(self) -> Strike:
@@ -207,13 +222,16 @@ class Campaign:
     async def _heal(self, strike: Strike) -> None:
         await strike.over.wait()
         if strike.pid is not None:
-            self._strike_count += 1
+            self._strikes.append(strike)
             await strike.fault.heal(self._mesh, strike.pid)
+            strike.healed_at = time.monotonic()
         self._healthy.append(strike.fault.service)
 
 
-def compare(heard: HeardReply, undisturbed: HeardReply, strike: Strike | None) -> Outcome:
-    """What became of a reply."""
+def compare(
+    heard: HeardReply, undisturbed: HeardReply, strike: Strike | None, strikes: Sequence[Strike] = ()
+) -> Outcome:
+    """What became of a reply, with a strike of its own and those of others."""
     outcome = Outcome(heard, heard.sound == undisturbed.sound and not heard.error, None)
     if strike is None or strike.at is None:
         return outcome
@@ -223,4 +241,10 @@ def compare(heard: HeardReply, undisturbed: HeardReply, strike: Strike | None) -
     seconds, usual_seconds = heard.next_packet_seconds(count), undisturbed.next_packet_seconds(count)
     if seconds is not None and usual_seconds is not None:
         outcome.added_seconds = max(0.0, seconds - usual_seconds)
+        until = strike.at + outcome.added_seconds
+        outcome.met = tuple(
+            other.fault
+            for other in strikes
+            if other is not strike and other.at is not None and other.at <= until and other.healed_at >= strike.at
+        )
     return outcome

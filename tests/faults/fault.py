@@ -29,6 +29,9 @@ class Fault:
     kind: Kind
     replica: str
 
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.replica}"
+
     def strike(self, mesh: FaultyMesh) -> int:
         """Makes it happen; returns the process that was hit."""
         pid, proxy = mesh.pid(self.replica), mesh.proxies[self.replica]
