@@ -27,9 +27,10 @@ FINISH_REASONS = {int(reason.value): reason for reason in FinishReason}
 
 @dataclass(frozen=True)
 class ReplyStarted:
-    """The reply to the user turn of this index begins."""
+    """The reply to the user turn of this index begins; `traceparent` is the turn's span, "" where it is not traced."""
 
     turn_index: int
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,6 @@ class Text:
     turn_index: int
     text: str
     audio_sample: int
-
-
-@dataclass(frozen=True, eq=False)
-class Audio:
-    """A piece of the reply's sound; the pieces joined are the sound.
-
-    `frame_index` counts frames from the start of the reply; `data` is PCM in the session's encoding.
-    """
-
-    turn_index: int
-    frame_index: int
-    frame_count: int
-    data: bytes = field(repr=False)
-    encoding: Encoding
-    sample_rate_hz: int
-
-    @property
-    def samples(self) -> Samples:
-        """Mono float32 samples, within -1 ..= 1 when the encoding is 16 bits."""
-        return self.encoding.decode(self.data)
 
 
 @dataclass(frozen=True)
@@ -89,6 +70,28 @@ class Timings:
     parts: tuple[TurnPart, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """A piece of the reply's sound; the pieces joined are the sound.
+
+    `frame_index` counts frames from the start of the reply; `data` is PCM in the session's encoding. `timings` come
+    with the first piece, and say where the time until it left went; None later, and of a mesh that does not tell.
+    """
+
+    turn_index: int
+    frame_index: int
+    frame_count: int
+    data: bytes = field(repr=False)
+    encoding: Encoding
+    sample_rate_hz: int
+    timings: Timings | None = None
+
+    @property
+    def samples(self) -> Samples:
+        """Mono float32 samples, within -1 ..= 1 when the encoding is 16 bits."""
+        return self.encoding.decode(self.data)
+
+
 @dataclass(frozen=True)
 class PromptSize:
     """How long a reply's prompt was, in positions of the reasoner: instructions, history and user turn.
@@ -106,7 +109,8 @@ class ReplyEnded:
     """The reply is complete; `text` is the whole text, what was spoken of a reply that was cut.
 
     `failure` is why a reply FAILED, with code UNAVAILABLE where another try may well go better; the session goes on.
-    `prompt` is None where it ended before its first step.
+    `prompt` is None where it ended before its first step. `recovery_count` is how often a stage was lost while the
+    reply was made, and another replica went on.
     """
 
     turn_index: int
@@ -117,6 +121,7 @@ class ReplyEnded:
     timings: Timings
     failure: MeshError | None = None
     prompt: PromptSize | None = None
+    recovery_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,31 +153,32 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
     """The event of a server message; None for a kind that this client does not know yet."""
     match message.WhichOneof("payload"):
         case "reply_started":
-            return ReplyStarted(message.reply_started.turn_index)
+            return ReplyStarted(message.reply_started.turn_index, message.reply_started.traceparent)
         case "text":
             return Text(message.text.turn_index, message.text.text, message.text.audio_sample)
         case "audio":
             audio = message.audio
-            return Audio(audio.turn_index, audio.frame_index, audio.frame_count, audio.data, encoding, sample_rate_hz)
+            return Audio(
+                audio.turn_index,
+                audio.frame_index,
+                audio.frame_count,
+                audio.data,
+                encoding,
+                sample_rate_hz,
+                timings=_timings(audio.timings) if audio.HasField("timings") else None,
+            )
         case "reply_ended":
-            ended, spent = message.reply_ended, message.reply_ended.timings
+            ended = message.reply_ended
             return ReplyEnded(
                 turn_index=ended.turn_index,
                 reason=FINISH_REASONS.get(ended.reason, FinishReason.UNKNOWN),
                 text=ended.text,
                 frame_count=ended.frame_count,
                 step_count=ended.step_count,
-                timings=Timings(
-                    queue_seconds=spent.queue_seconds,
-                    first_step_seconds=spent.first_step_seconds,
-                    first_frame_seconds=spent.first_frame_seconds,
-                    first_codec_audio_seconds=spent.first_codec_audio_seconds,
-                    first_audio_seconds=spent.first_audio_seconds,
-                    total_seconds=spent.total_seconds,
-                    parts=tuple(TurnPart(part.name, part.seconds) for part in spent.parts),
-                ),
+                timings=_timings(ended.timings),
                 failure=_failure(ended.failure) if ended.HasField("failure") else None,
                 prompt=_prompt_size(ended.prompt) if ended.HasField("prompt") else None,
+                recovery_count=ended.recovery_count,
             )
         case "speech_started":
             return SpeechStarted(message.speech_started.turn_index, message.speech_started.audio_sample)
@@ -180,6 +186,18 @@ def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, s
             return SpeechStopped(message.speech_stopped.turn_index, message.speech_stopped.audio_sample)
         case _:
             return None
+
+
+def _timings(spent: orchestrator_pb2.ReplyTimings) -> Timings:
+    return Timings(
+        queue_seconds=spent.queue_seconds,
+        first_step_seconds=spent.first_step_seconds,
+        first_frame_seconds=spent.first_frame_seconds,
+        first_codec_audio_seconds=spent.first_codec_audio_seconds,
+        first_audio_seconds=spent.first_audio_seconds,
+        total_seconds=spent.total_seconds,
+        parts=tuple(TurnPart(part.name, part.seconds) for part in spent.parts),
+    )
 
 
 def _prompt_size(prompt: types_pb2.PromptSize) -> PromptSize:

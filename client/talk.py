@@ -12,7 +12,7 @@ from client.connection import connect
 from client.events import Audio, Event, ReplyEnded
 from client.pcm import Samples
 from client.session import Session
-from client.session_settings import SessionSettings
+from client.session_settings import ReplySettings, SessionSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +90,15 @@ async def talk(
     return replies
 
 
-async def take_turn(session: Session, turn: Turn, watch: Callable[[Turn, Event], None]) -> HeardReply:
-    """Sends one user turn and hears its reply to the end; raises MeshError when it failed."""
+async def take_turn(
+    session: Session, turn: Turn, watch: Callable[[Turn, Event], None], settings: ReplySettings | None = None
+) -> HeardReply:
+    """Sends one user turn and hears its reply to the end, by `settings` of its own; raises MeshError when it failed."""
     if isinstance(turn.content, str):
         await session.send_text(turn.content)
     else:
         await session.send_audio(turn.content)
-    await session.end_turn()
+    await session.end_turn(settings)
     clock = ReplyClock(time.perf_counter())
     async for event in session.reply():
         if isinstance(event, Audio):

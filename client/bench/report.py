@@ -155,14 +155,8 @@ def described(report: Report) -> Sequence[tuple[str, str]]:
     shape, machine = report.settings.shape, report.machine
     rows = [("command", report.command), ("started", f"{report.started_at:%Y-%m-%d %H:%M:%S %Z}")]
     if machine is not None:
-        gpus = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in machine.gpus) or "no GPU"
-        cores = f"{machine.core_count} cores"
-        if machine.usable_core_count not in (0, machine.core_count):
-            cores = f"{machine.usable_core_count} of {cores}"
-        rows.append(("machine", f"{machine.cpu}, {cores}, {machine.memory_bytes / 2**30:.0f} GiB, {gpus}"))
-        versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
-        rows.append(("versions", f"{machine.python}, {versions}"))
-    rows.append(("mesh", described_mesh(report)))
+        rows += described_machine(machine)
+    rows.append(("mesh", described_mesh(report.mesh, report.address)))
     if report.sizes:
         rows.append(("memory", "; ".join(f"{service} {size}" for service, size in report.sizes.items())))
     rows.append(
@@ -180,11 +174,23 @@ def described(report: Report) -> Sequence[tuple[str, str]]:
     return rows
 
 
-def described_mesh(report: Report) -> str:
-    """What was measured."""
-    mesh = report.mesh
+def described_machine(machine: Machine) -> list[tuple[str, str]]:
+    """What figures depend on."""
+    gpus = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in machine.gpus) or "no GPU"
+    cores = f"{machine.core_count} cores"
+    if machine.usable_core_count not in (0, machine.core_count):
+        cores = f"{machine.usable_core_count} of {cores}"
+    versions = ", ".join(f"{package} {version}" for package, version in machine.versions.items())
+    return [
+        ("machine", f"{machine.cpu}, {cores}, {machine.memory_bytes / 2**30:.0f} GiB, {gpus}"),
+        ("versions", f"{machine.python}, {versions}"),
+    ]
+
+
+def described_mesh(mesh: MeshSettings | None, address: str) -> str:
+    """What was measured; None is a mesh that ran at the address already."""
     if mesh is None:
-        return f"running at {report.address}; what it runs on and with is not known here"
+        return f"running at {address}; what it runs on and with is not known here"
     parts = [mesh.checkpoint, f"stages {mesh.placement}", f"device {mesh.device}", f"dtype {mesh.dtype}"]
     parts += [f"{name} {value}" for name, value in (("slots", mesh.slots), ("threads", mesh.threads)) if value]
     return ", ".join(parts) + "; started for the run"

@@ -19,6 +19,7 @@ from services.gateway.settings import GatewaySettings
 from services.runtime.file_value import FileUnusable
 from services.runtime.logs import configure
 from services.runtime.metrics import serve_metrics
+from services.runtime.server import CannotStart
 from services.runtime.settings import load
 from services.runtime.tls import ServerTls, server_context
 
@@ -55,7 +56,7 @@ async def run(settings: GatewaySettings) -> None:
                 metrics_address=f"{host}:{metrics_port}",
             )
             await serve(front, listening)
-    except (FileUnusable, OSError) as refusal:
+    except (CannotStart, FileUnusable, OSError) as refusal:
         log.error("failed", reason=str(refusal))
         raise SystemExit(1) from refusal
 

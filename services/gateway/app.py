@@ -50,7 +50,7 @@ def build_app(front: Front) -> FastAPI:
     app.add_middleware(DrainGate, drain=front.drain)
     app.add_middleware(OriginGate, allowed=settings.cors_origins)
     app.add_middleware(BodyLimit, limit_bytes=settings.body_limit_bytes, seconds=settings.body_seconds)
-    app.add_middleware(RequestLog, metrics=front.metrics)
+    app.add_middleware(RequestLog, metrics=front.metrics, writer=front.writer, is_draining=front.drain.started.is_set)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

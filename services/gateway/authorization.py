@@ -14,9 +14,7 @@ def bearer(connection: HTTPConnection) -> str | None:
     if header is not None:
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise Refusal(
-                401, "authentication_error", "Authorization must be 'Bearer <API key>'", code="invalid_api_key"
-            )
+            raise wrong_key("Authorization must be 'Bearer <API key>'")
         return _checked(key.strip())
     if connection.scope["type"] == "websocket":
         for protocol in connection.scope["subprotocols"]:

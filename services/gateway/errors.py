@@ -117,9 +117,13 @@ async def answer_mesh_error(_request: Request, error: Exception) -> JSONResponse
     return mesh_refusal(error).response()
 
 
-async def answer_wrong_request(_request: Request, error: Exception) -> JSONResponse:
+async def answer_wrong_request(request: Request, error: Exception) -> JSONResponse:
     """The response to a body, path or query that is not as the OpenAPI document has it."""
     assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes):  # it was not read: curl, for one, calls everything a form
+        sent_as = request.headers.get("content-type") or "no content-type"
+        message = f"the body must be JSON, sent as application/json, got {sent_as[:80]!r}"
+        return Refusal(415, "invalid_request_error", message, code=WORDS[415]).response()
     return validation_refusal(error).response()
 
 

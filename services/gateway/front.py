@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
@@ -14,6 +15,10 @@ from services.gateway.metrics import GatewayMetrics
 from services.gateway.realtime.socket_limit import SocketLimit
 from services.gateway.settings import GatewaySettings
 from services.runtime.channel import open_channel
+from services.runtime.server import span_writer
+from services.runtime.tracing import SpanWriter
+
+ORCHESTRATOR = orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"].full_name
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Front:
     metrics: GatewayMetrics
     drain: Drain
     sockets: SocketLimit
+    writer: SpanWriter | None
 
     def mesh(self, api_key: str | None) -> Mesh:
         """The mesh as the bearer of a key sees it."""
@@ -34,16 +40,17 @@ class Front:
 
 @asynccontextmanager
 async def open_front(settings: GatewaySettings, registry: CollectorRegistry) -> AsyncIterator[Front]:
-    """Opens the way to the orchestrators, which need not be there yet, and closes it at the end."""
+    """Opens the way to the orchestrators, which need not be there yet, and closes it at the end; raises CannotStart."""
     channel = open_channel(
         settings.orchestrator_address,
-        service="chroma_mesh.orchestrator.v1.OrchestratorService",
+        service=ORCHESTRATOR,
         repeated=["ListVoices"],
         tls=settings.orchestrator_tls,
     )
     metrics = GatewayMetrics(registry)
-    async with channel:
-        yield Front(settings, channel, registry, metrics, Drain(), SocketLimit(settings.socket_limit, metrics))
+    sockets = SocketLimit(settings.socket_limit, metrics)
+    async with span_writer(settings, "gateway") as writer, channel:
+        yield Front(settings, channel, registry, metrics, Drain(), sockets, writer)
 
 
 def front_of(connection: HTTPConnection) -> Front:

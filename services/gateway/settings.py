@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from services.runtime.address import check_address
 from services.runtime.settings import ServerSettings
-from services.runtime.tls import ClientTls
+from services.runtime.tls import ClientTls, client_tls
 
 
 class GatewaySettings(ServerSettings):
@@ -46,18 +46,14 @@ class GatewaySettings(ServerSettings):
 
     @model_validator(mode="after")
     def _orchestrator_tls_is_whole(self) -> Self:
-        if (self.orchestrator_tls_certificate is None) != (self.orchestrator_tls_key is None):
-            raise ValueError("orchestrator_tls_certificate and orchestrator_tls_key must be given together")
-        if self.orchestrator_tls_ca is None and (self.orchestrator_tls_certificate or self.orchestrator_tls_name):
-            raise ValueError("orchestrator_tls_certificate and orchestrator_tls_name need orchestrator_tls_ca")
+        _ = self.orchestrator_tls  # raises ValueError
         return self
 
     @property
     def orchestrator_tls(self) -> ClientTls | None:
         """TLS towards the orchestrators, if there is any."""
-        if self.orchestrator_tls_ca is None:
-            return None
-        return ClientTls(
+        return client_tls(
+            "orchestrator_tls",
             self.orchestrator_tls_ca,
             self.orchestrator_tls_certificate,
             self.orchestrator_tls_key,

@@ -77,6 +77,10 @@ class NewVoice(BaseModel):
 class NewVoiceForm(BaseModel):
     """The same as a form with a file."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["file"]}, {"required": ["audio_sample"]}]},
+    )
+
     name: str = Field(pattern="^[a-z0-9_-]{1,64}$")
     transcript: str = Field(min_length=1, description="what is said in the example")
     file: Any = Field(
@@ -92,7 +96,7 @@ class NewVoiceForm(BaseModel):
     def _has_one_file(self) -> Self:
         given = [it for it in (self.file, self.audio_sample) if it is not None]
         if len(given) != 1 or not isinstance(given[0], UploadFile):
-            raise ValueError("the form must have the field `file`, with a file")
+            raise ValueError("the form must have the field `file`, or `audio_sample`, with a file; not both")
         return self
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from services.orchestrator.turn_parts import PART_NAMES, STAGE_PARTS, STAGES, Stage, TurnPart
 from services.runtime.errors import (
@@ -88,12 +88,12 @@ class OrchestratorMetrics:
             buckets=FIRST_AUDIO_BUCKETS,
             registry=registry,
         )
-        self._turn_parts = Histogram(
+        # Without buckets: for all its parts they would be more than half of what a scrape reads.
+        self._turn_parts = Summary(
             "chroma_orchestrator_turn_part_seconds",
             "The parts of chroma_orchestrator_first_audio_seconds, which they add up to, in seconds; 0 for a part that "
             "did not happen.",
             labelnames=["part"],
-            buckets=FIRST_AUDIO_BUCKETS,
             registry=registry,
         )
         for name in PART_NAMES:

@@ -3,13 +3,13 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
 
 import grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
-from services.orchestrator.reply_ending import ReplyEnding
+from services.orchestrator.reply_ending import ReplyEnding, Timings
 from services.runtime.errors import MeshError, Unavailable
+from services.runtime.tracing import current_traceparent
 
 # Pieces of a reply that may wait to be written; a reply waits when the client does not read them.
 OUTBOX_LIMIT = 8
@@ -71,7 +71,9 @@ class Outbox:
 
     async def reply_started(self, turn_index: int, kept_message_count: int = 0) -> None:
         """A reply begins; so many of the client's messages need not be sent again."""
-        started = orchestrator_pb2.ReplyStarted(turn_index=turn_index, kept_message_count=kept_message_count)
+        started = orchestrator_pb2.ReplyStarted(
+            turn_index=turn_index, kept_message_count=kept_message_count, traceparent=current_traceparent()
+        )
         await self._append(orchestrator_pb2.ConverseResponse(reply_started=started))
 
     async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
@@ -79,10 +81,16 @@ class Outbox:
         piece = orchestrator_pb2.ReplyText(turn_index=turn_index, text=text, audio_sample=audio_sample)
         await self._append(orchestrator_pb2.ConverseResponse(text=piece))
 
-    async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes) -> None:
-        """A piece of its sound."""
+    async def audio(
+        self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: Timings | None
+    ) -> None:
+        """A piece of its sound; the first says how it came to be."""
         piece = orchestrator_pb2.ReplyAudio(
-            turn_index=turn_index, frame_index=frame_index, frame_count=frame_count, data=data
+            turn_index=turn_index,
+            frame_index=frame_index,
+            frame_count=frame_count,
+            data=data,
+            timings=None if timings is None else _timings(timings),
         )
         await self._append(orchestrator_pb2.ConverseResponse(audio=piece))
 
@@ -121,10 +129,17 @@ def ended_message(ending: ReplyEnding) -> orchestrator_pb2.ReplyEnded:
         text=ending.text,
         frame_count=ending.frame_count,
         step_count=ending.step_count,
-        timings=orchestrator_pb2.ReplyTimings(**asdict(ending.timings)),
+        timings=_timings(ending.timings),
         failure=_failure(ending.failure) if ending.failure is not None else None,
         prompt=ending.prompt,
+        recovery_count=ending.recovery_count,
     )
+
+
+def _timings(timings: Timings) -> orchestrator_pb2.ReplyTimings:
+    # Not asdict, which copies deeply: the first sound waits for this.
+    parts = [orchestrator_pb2.TurnPart(name=part.name, seconds=part.seconds) for part in timings.parts]
+    return orchestrator_pb2.ReplyTimings(**{**vars(timings), "parts": parts})
 
 
 def _failure(error: MeshError) -> orchestrator_pb2.ReplyFailure:

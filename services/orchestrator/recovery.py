@@ -51,7 +51,8 @@ class Recovery:
         self._rule = rule
         self._metrics = metrics
         self._clock = clock
-        self._used_count = 0
+        self.count = 0
+        """How often a call was lost and opened again."""
         # Failures of a stage since it last gave something, and when the first of them was.
         self._failures: Counter[Stage] = Counter()
         self._lost_at: dict[Stage, float] = {}
@@ -83,7 +84,7 @@ class Recovery:
 
     def begin_anew(self) -> None:
         """Nothing of what was attempted counts any more."""
-        self._used_count = 0
+        self.count = 0
         self._failures.clear()
         self._lost_at.clear()
 
@@ -125,12 +126,12 @@ class Recovery:
         if (span := current_span()) is not None:
             span.event("lost", stage=stage, reason=failure.reason)
         log = structlog.get_logger().bind(lost=stage, reason=failure.reason, detail=failure.message)
-        if self._used_count >= self._rule.limit_count:
+        if self.count >= self._rule.limit_count:
             self._metrics.count_recovery(stage, "gave_up", self._clock.now() - lost_at)
-            log.error("reply given up", recovery_count=self._used_count)
+            log.error("reply given up", recovery_count=self.count)
             raise failure
-        self._used_count += 1
+        self.count += 1
         self._failures[stage] += 1
-        log.warning("reply goes on at another replica", recovery_count=self._used_count)
+        log.warning("reply goes on at another replica", recovery_count=self.count)
         repeated = self._failures[stage] - 2
         return FIRST_WAIT_SECONDS * 2**repeated if repeated >= 0 else 0.0

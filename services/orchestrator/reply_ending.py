@@ -35,6 +35,7 @@ class ReplyEnding:
     """How a reply ended: its text and steps are those that were heard, its frames those that were sent.
 
     failure: what a stage did, where the reason is FAILED. prompt: how long it was, where there was a first step.
+    recovery_count: how often a stage was lost and another replica went on.
     """
 
     turn_index: int
@@ -45,6 +46,7 @@ class ReplyEnding:
     timings: Timings
     failure: MeshError | None = None
     prompt: types_pb2.PromptSize | None = None
+    recovery_count: int = 0
 
 
 def stage_failure(failures: BaseExceptionGroup[BaseException]) -> MeshError | None:

@@ -6,6 +6,7 @@ from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
 from services.orchestrator.heard import NOTHING, Had
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.reply_ending import Timings
 
 
 class ReplyListener:
@@ -34,7 +35,9 @@ class ReplyListener:
         if self._text_count > self._had.text_count:
             await self._outbox.text(turn_index, text, audio_sample)
 
-    async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes) -> None:
+    async def audio(
+        self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: Timings | None
+    ) -> None:
         """As in Listener."""
         # How much of the sound comes with which frame may differ at other rates, but not the sound.
         had_samples = max(0, self._had.sample_count - self._sample_count)
@@ -42,7 +45,7 @@ class ReplyListener:
         self._sample_count += len(data) // self._sample_bytes
         rest = data[had_samples * self._sample_bytes :]
         if rest or frame_count > had_frames:
-            await self._outbox.audio(turn_index, frame_index + had_frames, frame_count - had_frames, rest)
+            await self._outbox.audio(turn_index, frame_index + had_frames, frame_count - had_frames, rest, timings)
 
     def drop_reply(self, turn_index: int) -> list[orchestrator_pb2.ReplyAudio]:
         """As in Listener."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from services.orchestrator.recovery import RecoveryRule
 from services.runtime.address import check_address
 from services.runtime.settings import ServiceSettings
-from services.runtime.tls import ClientTls
+from services.runtime.tls import ClientTls, client_tls
 
 # How far a reply may be sent ahead of its listener; or infinitely.
 LEAST_AHEAD_SECONDS = 0.1
@@ -131,10 +131,7 @@ class OrchestratorSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _stages_tls_is_whole(self) -> Self:
-        if (self.stages_tls_certificate is None) != (self.stages_tls_key is None):
-            raise ValueError("stages_tls_certificate and stages_tls_key must be given together")
-        if self.stages_tls_ca is None and (self.stages_tls_certificate or self.stages_tls_name):
-            raise ValueError("stages_tls_certificate and stages_tls_name need stages_tls_ca")
+        _ = self.stages_tls  # raises ValueError
         return self
 
     @property
@@ -145,6 +142,10 @@ class OrchestratorSettings(ServiceSettings):
     @property
     def stages_tls(self) -> ClientTls | None:
         """TLS towards the stages, if there is any."""
-        if self.stages_tls_ca is None:
-            return None
-        return ClientTls(self.stages_tls_ca, self.stages_tls_certificate, self.stages_tls_key, self.stages_tls_name)
+        return client_tls(
+            "stages_tls",
+            self.stages_tls_ca,
+            self.stages_tls_certificate,
+            self.stages_tls_key,
+            self.stages_tls_name,
+        )

@@ -46,8 +46,10 @@ class Listener(Protocol):
     async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
         """A piece of its text, and where in its sound that begins to be spoken, in samples of the output format."""
 
-    async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes) -> None:
-        """Sound of `frame_count` frames from `frame_index` on, in the output format."""
+    async def audio(
+        self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: Timings | None
+    ) -> None:
+        """Sound of `frame_count` frames from `frame_index` on, in the output format; `timings` with the first of it."""
 
     def drop_reply(self, turn_index: int) -> list[orchestrator_pb2.ReplyAudio]:
         """Forgets what was taken of a reply and has not left yet; returns the sound that did not."""
@@ -239,9 +241,10 @@ class Reply:
             text=heard.text,
             frame_count=max(self.relayed.played_frame_count, self._had.frame_count),
             step_count=heard.step_count,
-            timings=self._timings(),
+            timings=self._timings(self._marks.left_at),
             failure=self._failure,
             prompt=self._prompt,
+            recovery_count=self._recovery.count,
         )
 
     async def _relay(self) -> None:
@@ -426,16 +429,19 @@ class Reply:
                         call.expect("sound of frames in all", payload.frame_count, relayed.decoded_frame_count)
 
     async def _send(self, frame_index: int, frame_count: int, data: bytes) -> None:
-        await self.listener.audio(self.turn_index, frame_index, frame_count, data)
+        # What the client had of a reply that is made again left long ago.
+        is_first = self._marks.left_at is None and not self._had.sample_count
+        timings = self._timings(self._clock.now()) if is_first else None
+        await self.listener.audio(self.turn_index, frame_index, frame_count, data, timings)
         self.relayed.played_frame_count += frame_count
         sample_count = len(data) // self._form.sample_bytes
         self.playback.send(sample_count)
         self._under_run.send(self._clock.now(), sample_count / self._form.audio_format.sample_rate_hz)
         if self._late_stop_cause is not None:
             self.cancel(self._late_stop_cause)
-        # What the client had of a reply that is made again left long ago.
-        if self._marks.left() and not self._had.sample_count:
-            timings = self._timings()
+        self._marks.left()
+        if is_first:
+            timings = self._timings(self._marks.left_at)
             trace_id = None if self._span is None else self._span.context.trace_id
             self._metrics.count_first_audio(timings.first_audio_seconds, timings.parts, trace_id=trace_id)
 
@@ -455,21 +461,21 @@ class Reply:
             return
         span, marks, ended_at = self._span, self._marks, self.turn.ended_at
         span.began_at = ended_at
-        span.parts(ended_at, *((part.name, part.seconds) for part in marks.parts(ended_at)))
+        span.parts(ended_at, *((part.name, part.seconds) for part in marks.parts(ended_at, marks.left_at)))
         if marks.left_at is not None:
             span.child("rest", marks.left_at, self._clock.now())
 
-    def _timings(self) -> Timings:
+    def _timings(self, left_at: float | None) -> Timings:
         ended_at, marks = self.turn.ended_at, self._marks
         first_step_at, first_frame_at = marks.gave_at("reasoner"), marks.gave_at("speech")
         return Timings(
             queue_seconds=marks.queue_seconds,
             first_step_seconds=_between(ended_at, first_step_at),
             first_frame_seconds=_between(first_step_at, first_frame_at),
-            first_codec_audio_seconds=_between(first_frame_at, marks.left_at),
-            first_audio_seconds=_between(ended_at, marks.left_at),
+            first_codec_audio_seconds=_between(first_frame_at, left_at),
+            first_audio_seconds=_between(ended_at, left_at),
             total_seconds=self._clock.now() - ended_at,
-            parts=marks.parts(ended_at),
+            parts=marks.parts(ended_at, left_at),
         )
 
 

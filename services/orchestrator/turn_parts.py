@@ -115,12 +115,10 @@ class TurnMarks:
             marks.gave_at = self._clock.now()
             marks.queue_seconds, marks.work_seconds = queue_seconds, work_seconds
 
-    def left(self) -> bool:
-        """Sound has left; returns whether it is the first."""
-        is_first = self._left_at is None
-        if is_first:
+    def left(self) -> None:
+        """Sound has left; the first counts."""
+        if self._left_at is None:
             self._left_at = self._clock.now()
-        return is_first
 
     @property
     def left_at(self) -> float | None:
@@ -136,12 +134,12 @@ class TurnMarks:
         """When the stage gave its first output."""
         return self._stages[stage].gave_at
 
-    def parts(self, ended_at: float) -> tuple[TurnPart, ...]:
-        """All parts, in order, of the time from `ended_at`, the end of the turn, until the first sound left.
+    def parts(self, ended_at: float, left_at: float | None) -> tuple[TurnPart, ...]:
+        """All parts, in order, of the time from `ended_at`, the end of the turn, until the first sound leaves.
 
-        They add up to it. Empty while no sound has left.
+        They add up to it. Empty for a reply without sound.
         """
-        if self._left_at is None:
+        if left_at is None:
             return ()
         parts: list[TurnPart] = []
         begins_at = ended_at
@@ -149,4 +147,4 @@ class TurnMarks:
             assert marks.gave_at is not None, "no sound without every stage's output"
             parts += marks.parts(STAGE_PARTS[stage], begins_at)
             begins_at = max(begins_at, marks.gave_at)
-        return (*parts, TurnPart("send", max(0.0, self._left_at - begins_at)))
+        return (*parts, TurnPart("send", max(0.0, left_at - begins_at)))

@@ -285,7 +285,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         facts = {"chroma.session_id": ids.session_id, "chroma.turn_index": ids.turn_index}
         return traced_call(
             self._writer,
-            metadata,
+            incoming_parent(metadata),
             {name: value for name, value in facts.items() if value is not None},
             is_draining=lambda: self._gate.phase is Phase.DRAINING,
         )

@@ -19,7 +19,7 @@ from services.runtime.interceptors import Admit, CallInterceptor, Gate, Phase, r
 from services.runtime.logs import configure
 from services.runtime.metrics import serve_metrics
 from services.runtime.probe import Probe
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import ServerSettings, ServiceSettings
 from services.runtime.tls import server_credentials
 from services.runtime.tracing import SpanWriter
 
@@ -154,7 +154,7 @@ async def running(
         await _stop(server, gate, settings.grace_seconds)
 
     async with AsyncExitStack() as stack:
-        writer = await stack.enter_async_context(_span_writer(settings, stage))
+        writer = await stack.enter_async_context(span_writer(settings, stage))
         interceptor = CallInterceptor(gate, stage=stage, admit=admit, writer=writer)
         server = grpc.aio.server(interceptors=[interceptor], options=_options(settings))
         add(server)
@@ -178,7 +178,8 @@ async def running(
         yield RunningServer(address, metrics_port, prepared)
 
 
-def _span_writer(settings: ServiceSettings, stage: str) -> AbstractAsyncContextManager[SpanWriter | None]:
+def span_writer(settings: ServerSettings, stage: str) -> AbstractAsyncContextManager[SpanWriter | None]:
+    """Where the spans of a process go within the block; None where it is told of no collector. Raises CannotStart."""
     if settings.otlp_endpoint is None:
         return nullcontext()
     try:

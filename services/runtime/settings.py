@@ -54,6 +54,15 @@ class ServerSettings(ProcessSettings):
     grace_seconds: float = Field(
         30.0, ge=0, le=3600, description="time that open streams get to end after SIGTERM, in seconds"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+$",
+        description="OpenTelemetry collector that traces of turns go to, as http://collector:4317; needs the extra "
+        "tracing; none if unset",
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="part of the turns that is traced, where whoever calls does not say which are"
+    )
     tls_certificate: Path | None = Field(
         None,
         description="PEM file with the server's certificate and those above it; without one, connections are not "
@@ -84,15 +93,6 @@ class ServerSettings(ProcessSettings):
 class ServiceSettings(ServerSettings):
     """What every gRPC service can be told."""
 
-    otlp_endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://[^/\s]+$",
-        description="OpenTelemetry collector that traces of turns go to, as http://collector:4317; needs the extra "
-        "tracing; none if unset",
-    )
-    trace_ratio: float = Field(
-        1.0, ge=0, le=1, description="part of the turns that is traced, where whoever calls does not say which are"
-    )
     max_message_bytes: int = Field(
         MAX_MESSAGE_BYTES, ge=65536, le=2**31 - 1, description="largest message that is taken or sent, in bytes"
     )

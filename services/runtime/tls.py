@@ -36,6 +36,22 @@ class ClientTls:
     name: str | None = None
 
 
+def client_tls(
+    setting: str, ca: Path | None, certificate: Path | None, key: Path | None, name: str | None
+) -> ClientTls | None:
+    """A caller's TLS as settings give it whose names begin with `setting`; None where it has none.
+
+    Raises ValueError where one of them lacks another.
+    """
+    if (certificate is None) != (key is None):
+        raise ValueError(f"{setting}_certificate and {setting}_key must be given together")
+    if ca is None:
+        if certificate or name:
+            raise ValueError(f"{setting}_certificate and {setting}_name need {setting}_ca")
+        return None
+    return ClientTls(ca, certificate, key, name)
+
+
 @dataclass(frozen=True)
 class _Pem:
     ca: bytes | None

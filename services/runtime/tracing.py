@@ -134,13 +134,13 @@ def current_traceparent() -> str | None:
 @contextmanager
 def traced_call(
     writer: SpanWriter,
-    metadata: Sequence[tuple[str, str | bytes]],
+    parent: SpanContext | None,
     attributes: Mapping[str, Value],
     *,
     is_draining: Callable[[], bool],
 ) -> Iterator[None]:
-    """The block in which a call with this metadata is answered; its spans have the `attributes`."""
-    token = _call.set(TracedCall(writer, incoming_parent(metadata), attributes, is_draining))
+    """The block in which a call below its caller's span is answered; its spans have the `attributes`."""
+    token = _call.set(TracedCall(writer, parent, attributes, is_draining))
     try:
         yield
     finally:
@@ -155,7 +155,7 @@ def call_span(name: str) -> AbstractContextManager[Span | None]:
     return _recorded(call, Span(name, SpanContext.below(call.parent), call.parent, is_call=True))
 
 
-def turn_span(name: str) -> AbstractContextManager[Span | None]:
+def turn_span(name: str, *, is_call: bool = False) -> AbstractContextManager[Span | None]:
     """The block is a span below the caller's, or else begins a trace of its own; None where it is not sampled."""
     call = _call.get()
     if call is None:
@@ -165,7 +165,7 @@ def turn_span(name: str) -> AbstractContextManager[Span | None]:
     else:
         trace_id = secrets.token_hex(16)
         context = SpanContext(trace_id, secrets.token_hex(8), call.writer.samples(trace_id))
-    return _recorded(call, Span(name, context, parent)) if context.is_sampled else nullcontext()
+    return _recorded(call, Span(name, context, parent, is_call)) if context.is_sampled else nullcontext()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from services.speech import weights
 from services.speech.engine import SpeechEngine
 from services.speech.memory import SpeechMemory
 from services.speech.metrics import SpeechMetrics
+from services.speech.sampling_defaults import read_sampling_defaults
 from services.speech.service import SERVICE_NAME, SpeechService
 from services.speech.settings import SpeechSettings
 from services.stage.memory import plan_memory
@@ -51,6 +52,7 @@ def build(settings: SpeechSettings) -> SpeechEngine:
         context_length=plan.context_length,
         prefill_chunk=settings.prefill_chunk,
         voice_cache_bytes=plan.voice_cache_bytes,
+        sampling_defaults=read_sampling_defaults(checkpoint.folder, model.config.code_count),
     )
 
 

@@ -16,6 +16,7 @@ from services.speech.end_of_speech import judge
 from services.speech.frame_step import FrameStep
 from services.speech.interleave import Interleave, Next, positions_needed
 from services.speech.model import NO_CODE, SpeechModel
+from services.speech.sampling_defaults import SamplingDefaults
 from services.speech.voice_cache import VoiceCache
 
 Codes = list[int]
@@ -113,12 +114,14 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         context_length: int,
         prefill_chunk: int,
         voice_cache_bytes: int,
+        sampling_defaults: SamplingDefaults | None = None,
     ) -> None:
         super().__init__(slot_count, queue_limit, "speech-device", device=model.device)
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.prefill_chunk = prefill_chunk
+        self.sampling_defaults = sampling_defaults or SamplingDefaults()
         self.step = FrameStep(model, slot_count=slot_count, context_length=context_length)
         self.voices = VoiceCache(voice_cache_bytes)
         self._voices_under_way: set[bytes] = set()

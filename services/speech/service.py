@@ -17,13 +17,13 @@ from services.runtime.tracing import call_span, current_span
 from services.speech.engine import Codes, Sampling, SpeechEngine, SpeechFrame, SpeechStep, SpeechStream, Voice
 from services.speech.metrics import SpeechMetrics
 from services.speech.model import SpeechConfig
+from services.speech.sampling_defaults import MAXIMUM_TEMPERATURE
 from services.stage.due import check_due
 from services.stage.gathering import Gathering, check_lasts
 from services.stage.refusals import refusals
 
 SERVICE_NAME = speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name
 SETTLE_SECONDS = 5.0
-DEFAULT_TEMPERATURE, MAXIMUM_TEMPERATURE, DEFAULT_TOP_K = 0.7, 2.0, 50
 _REASONS = {"stop": types_pb2.FINISH_REASON_STOP, "length": types_pb2.FINISH_REASON_LENGTH}
 
 Context = grpc.aio.ServicerContext[speech_pb2.GenerateFramesRequest, speech_pb2.GenerateFramesResponse]
@@ -145,8 +145,9 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):
         ]
 
     def _sampling(self, sampling: types_pb2.Sampling) -> Sampling:
-        temperature = sampling.temperature if sampling.HasField("temperature") else DEFAULT_TEMPERATURE
-        top_k = sampling.top_k if sampling.HasField("top_k") else DEFAULT_TOP_K
+        defaults = self._engine.sampling_defaults
+        temperature = sampling.temperature if sampling.HasField("temperature") else defaults.temperature
+        top_k = sampling.top_k if sampling.HasField("top_k") else defaults.top_k
         if not (math.isfinite(temperature) and 0 <= temperature <= MAXIMUM_TEMPERATURE):
             raise InvalidArgument(
                 f"sampling.temperature must be 0 to {MAXIMUM_TEMPERATURE:g}, got {temperature:g}",

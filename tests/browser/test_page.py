@@ -16,7 +16,8 @@ import pytest
 import pytest_asyncio
 import soundfile
 
-from tests.contract.fake_mesh import Mesh
+from services.runtime.errors import Unavailable
+from tests.contract.fake_mesh import Mesh, no_hook
 from tests.contract.gateway_server import Gateway, running_gateway
 from tests.contract.keyed_mesh import keyed_mesh
 
@@ -93,6 +94,44 @@ async def test_each_turn_is_a_waterfall_of_its_stages(browsers: Browsers, front:
         facts = await page.page.inner_text("article .facts")
         assert re.search(r"mesh [\d.]+ m?s", facts)
         assert re.search(r"RTF \d+\.\d\d", facts)
+        assert "recovered" not in facts
+
+
+async def test_the_waterfall_is_there_with_the_first_sound(browsers: Browsers, front: Front) -> None:
+    going_on = asyncio.Event()
+
+    async def hold(index: int) -> None:
+        if index >= 4:
+            await going_on.wait()
+
+    front.mesh.codec.hook = hold
+    async with talking_page(await browsers.get(), front.url) as page:
+        await page.is_connected()
+        await page.type("What is a mesh?")
+        await expect(page.page.locator("article .waterfall i.work")).not_to_have_count(0)
+        facts = page.page.locator("article .facts")
+        await expect(facts).to_contain_text(re.compile(r"mesh [\d.]+ m?s"))
+        await expect(facts).to_contain_text(re.compile(r"RTF \d+\.\d\d"))
+        legend = page.page.locator("article .legend")
+        await expect(legend).to_have_text(re.compile("work"))
+        assert not page.of_type("response.done")
+        going_on.set()
+        await page.turn(0, "done")
+        await expect(legend).to_have_text(re.compile("work"))
+
+
+async def test_a_reply_that_went_on_elsewhere_says_so(browsers: Browsers, front: Front) -> None:
+    async def lose(index: int) -> None:
+        if index == 2:
+            front.mesh.speech.hook = no_hook
+            raise Unavailable("this replica goes", reason="DRAINING")
+
+    front.mesh.speech.hook = lose
+    async with talking_page(await browsers.get(), front.url) as page:
+        await page.is_connected()
+        await page.type("What is a mesh?")
+        await page.turn(0, "done")
+        await expect(page.page.locator("article .facts")).to_contain_text("recovered")
 
 
 async def test_the_words_come_with_their_sound(browsers: Browsers, front: Front) -> None:

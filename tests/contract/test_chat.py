@@ -58,18 +58,6 @@ def user(*content: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    async with Mesh().running() as mesh:
-        yield mesh
-
-
-@pytest.fixture
-async def gateway(mesh: Mesh) -> AsyncIterator[Gateway]:
-    async with running_gateway(mesh.address) as gateway:
-        yield gateway
-
-
-@pytest.fixture
 async def client(gateway: Gateway) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=NOBODY, max_retries=0) as client:
         yield client
@@ -402,11 +390,13 @@ async def test_odd_bodies_are_refused(http: httpx2.AsyncClient) -> None:
         (b"[" * 100_000, json_type),
         (b"", json_type),
         (b"null", json_type),
-        (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}),
-        (b"{}", {}),
     ):
         answer = await http.post("/v1/chat/completions", content=content, headers=headers)
         assert (answer.status_code, error_of(answer)["type"]) == (400, "invalid_request_error")
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}, {"Content-Type": "text/plain"}):
+        answer = await http.post("/v1/chat/completions", content=json.dumps({"model": MODEL, **HELLO}), headers=headers)
+        assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_media_type")
+        assert "application/json" in error_of(answer)["message"]
     answer = await http.post("/v1/chat/completions", content=b"x" * 100_000_000, headers=json_type)
     assert (answer.status_code, error_of(answer)["code"]) == (413, "request_too_large")
     assert (await ask(http, **HELLO)).status_code == 200

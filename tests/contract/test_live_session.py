@@ -83,13 +83,6 @@ class LoudnessDetector:
 
 
 @pytest.fixture
-async def mesh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
-    monkeypatch.setattr(session_module, "ServerVadDetector", LoudnessDetector)
-    async with Mesh().running() as mesh:
-        yield mesh
-
-
-@pytest.fixture
 def clock() -> StillClock:
     return StillClock()
 

@@ -298,7 +298,7 @@ async def test_a_question_is_heard_answered_and_barged_in_upon(mesh: Mesh) -> No
 
 async def test_speech_that_nobody_hears_yet_is_not_made(mesh: Mesh) -> None:
     """The text ends after four steps; what follows is bounded by what waits between the stages alone."""
-    opening = {"sampling": GREEDY, "max_frame_count": 1000, "max_step_count": 4, "ahead_seconds": 0.5}
+    opening = {"max_frame_count": 1000, "max_step_count": 4, "ahead_seconds": 0.5}
     async with Conversation(mesh.stub, **opening) as session:
         await session.say("hello")
         await session.end_turn()

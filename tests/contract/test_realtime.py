@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import itertools
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,7 +13,8 @@ from openai import AsyncOpenAI
 
 from client.pcm import Encoding
 from services.gateway.realtime import socket_session
-from services.orchestrator import session as session_module
+from services.orchestrator.turn_parts import PART_NAMES
+from services.runtime.errors import Unavailable
 from tests.contract.fake_mesh import ASSISTANT, S16, SYSTEM, USER, Mesh, no_hook
 from tests.contract.gateway_server import Gateway, running_gateway
 from tests.contract.realtime_socket import (
@@ -32,31 +32,11 @@ from tests.contract.realtime_socket import (
     sound_of,
     text_of,
 )
-from tests.contract.test_live_session import LoudnessDetector
 
 RESPONSE = ["response.created", "rate_limits.updated"]
 SPOKEN = [*RESPONSE, *BEFORE_OUTPUT, "output", *AFTER_SOUND, *AFTER_OUTPUT, "response.done"]
 ITEM = ["conversation.item.added", "conversation.item.done"]
 PCM_24 = types_pb2.AudioFormat(encoding=S16, sample_rate_hz=24_000)
-
-
-@pytest.fixture
-async def mesh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
-    monkeypatch.setattr(session_module, "ServerVadDetector", LoudnessDetector)
-    async with Mesh().running() as mesh:
-        yield mesh
-
-
-@pytest.fixture
-async def gateway(mesh: Mesh) -> AsyncIterator[Gateway]:
-    async with running_gateway(mesh.address) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-async def socket(gateway: Gateway) -> AsyncIterator[RealtimeSocket]:
-    async with open_socket(gateway.socket_url) as socket:
-        yield socket
 
 
 class Gate:
@@ -139,6 +119,31 @@ async def test_what_is_heard_is_answered(socket: RealtimeSocket) -> None:
     assert response["usage"]["output_token_details"] == {"text_tokens": 5, "audio_tokens": 10}
     timings = response["chroma"]["timings"]
     assert timings["total_seconds"] >= timings["first_audio_seconds"] > 0
+    assert response["chroma"]["recovery_count"] == 0
+
+
+async def test_the_first_sound_says_where_the_time_until_it_went(mesh: Mesh, socket: RealtimeSocket) -> None:
+    gate = mesh.codec.hook = Gate(1)
+    await socket.say(loud(1) + quiet(0.7))
+    first = (await socket.until("response.output_audio.delta"))[-1]
+    gate.open()
+    rest = await socket.reply()
+    told, known = first["chroma"]["timings"], rest[-1]["response"]["chroma"]["timings"]
+    assert [part["name"] for part in told["parts"]] == list(PART_NAMES)
+    assert told["parts"][:-1] == known["parts"][:-1]
+    assert 0 < told["first_audio_seconds"] <= known["first_audio_seconds"]
+    assert not any("chroma" in event for event in rest if event["type"] == "response.output_audio.delta")
+
+
+async def test_a_reply_that_went_on_elsewhere_says_so(mesh: Mesh, socket: RealtimeSocket) -> None:
+    async def lose(_index: int) -> None:
+        mesh.speech.hook = no_hook
+        raise Unavailable("this replica goes", reason="DRAINING")
+
+    mesh.speech.hook = lose
+    events = await socket.ask("hello")
+    response = events[-1]["response"]
+    assert (response["status"], response["chroma"]["recovery_count"]) == ("completed", 1)
 
 
 async def test_the_sound_is_that_of_grpc(mesh: Mesh, socket: RealtimeSocket) -> None:

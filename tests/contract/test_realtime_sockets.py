@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import socket as sockets
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from services.gateway import __main__ as gateway_main
 from services.gateway.realtime import route, socket_session
 from services.gateway.realtime import socket as socket_module
-from services.orchestrator import session as session_module
 from services.orchestrator import user_turn
 from tests.contract.fake_mesh import Mesh, no_hook
 from tests.contract.gateway_server import Gateway, running_gateway
 from tests.contract.keyed_mesh import keyed_mesh
 from tests.contract.realtime_socket import RealtimeSocket, kinds, loud, open_socket, quiet, said
-from tests.contract.test_live_session import LoudnessDetector
 from tests.contract.test_realtime import SPOKEN, Gate
-
-
-@pytest.fixture
-async def mesh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
-    monkeypatch.setattr(session_module, "ServerVadDetector", LoudnessDetector)
-    async with Mesh().running() as mesh:
-        yield mesh
-
-
-@pytest.fixture
-async def gateway(mesh: Mesh) -> AsyncIterator[Gateway]:
-    async with running_gateway(mesh.address) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-async def socket(gateway: Gateway) -> AsyncIterator[RealtimeSocket]:
-    async with open_socket(gateway.socket_url) as socket:
-        yield socket
 
 
 def body(kind: str, **fields: Any) -> str:

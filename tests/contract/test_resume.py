@@ -140,6 +140,7 @@ class Caller:
             case "audio":
                 got = self.got[payload.turn_index]
                 assert payload.frame_index == got.frame_count
+                assert payload.HasField("timings") == (not got.frame_count)
                 got.frame_count += payload.frame_count
                 got.audio += payload.data
             case "reply_ended":

@@ -1,7 +1,6 @@
 """Turns that silence does not end: the mesh hears when the user speaks, and the client says when it is answered."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2 as pb
@@ -10,16 +9,8 @@ from client.connection import connect
 from client.events import ReplyEnded, SpeechStarted, SpeechStopped
 from client.session_settings import ServerVad
 from client.unkept import SpeechCount
-from services.orchestrator import session as session_module
 from tests.contract.fake_mesh import CANCELLED, STOP, USER, Mesh, no_hook
-from tests.contract.test_live_session import LoudnessDetector, packets, read, read_until, silence, speech, vad
-
-
-@pytest.fixture
-async def mesh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
-    monkeypatch.setattr(session_module, "ServerVadDetector", LoudnessDetector)
-    async with Mesh().running() as mesh:
-        yield mesh
+from tests.contract.test_live_session import packets, read, read_until, silence, speech, vad
 
 
 async def test_what_is_said_until_end_turn_is_one_turn(mesh: Mesh) -> None:

@@ -13,6 +13,7 @@ from chroma_mesh.speech.v1 import speech_pb2
 from services.orchestrator.turn_parts import PART_NAMES
 from services.runtime.errors import Unavailable
 from tests.contract.fake_mesh import CANCELLED, STOP, Mesh, tone
+from tests.contract.test_live_session import read_until
 
 
 @pytest.fixture
@@ -62,6 +63,29 @@ async def test_what_the_stages_tell_is_what_the_parts_say(mesh: Mesh) -> None:
     assert min(found[hop] for hop in ("reasoner_hop", "speech_hop", "codec_hop")) > 0
 
 
+async def test_the_first_sound_tells_the_parts_before_the_reply_is_over(mesh: Mesh) -> None:
+    going_on = asyncio.Event()
+
+    async def hold(index: int) -> None:
+        if index:
+            await going_on.wait()
+
+    mesh.codec.hook = hold
+    async with mesh.converse() as session:
+        await session.say("hello")
+        await session.end_turn()
+        *_, first = await read_until(session, "audio")
+        going_on.set()
+        *_, last = await read_until(session, "reply_ended")
+    told, known = first.audio.timings, last.reply_ended.timings
+    assert told.total_seconds >= told.first_audio_seconds > 0
+    # Of all parts only the last one still goes on.
+    before, after = parts_of(told), parts_of(known)
+    assert 0 <= before.pop("send") <= after.pop("send")
+    assert before == after
+    assert last.reply_ended.recovery_count == 0
+
+
 @pytest.mark.parametrize("stage", ["reasoner", "speech", "codec"])
 async def test_a_stage_that_is_lost_before_the_first_sound_has_a_part_of_its_own(mesh: Mesh, stage: str) -> None:
     async def lose(_index: int) -> None:
@@ -75,6 +99,7 @@ async def test_a_stage_that_is_lost_before_the_first_sound_has_a_part_of_its_own
     async with mesh.converse() as session:
         reply = await session.ask("hello")
     assert reply.ended.reason == STOP
+    assert reply.ended.recovery_count == 1
     found = parts_of(reply.ended.timings)
     assert {name for name in ("reasoner_lost", "speech_lost", "codec_lost") if found[name]} == {f"{stage}_lost"}
     whole, parts, counts = counted(mesh)

@@ -82,8 +82,11 @@ class NamedMesh:
         return self.front.service.address.result()
 
     def replicas(self, stage: str) -> list[Member]:
-        """A stage's replicas that are neither leaving nor killed."""
-        return [member for member in self.members if member.stage == stage and not member.may_end]
+        """A stage's replicas that the name stands for, and that are neither leaving nor killed."""
+        named = self._named.get(stage, [])
+        return [
+            member for member in self.members if member.stage == stage and member.host in named and not member.may_end
+        ]
 
     async def add_front(self) -> None:
         """Starts the orchestrator, which waits for its stages."""
@@ -92,12 +95,14 @@ class NamedMesh:
         ]
         await self._start("orchestrator", "127.0.0.1", *flags)
 
-    async def add(self, stage: str) -> Member:
-        """Starts a replica; once it is ready its address is one of the name's."""
-        member = await self._start(stage, next(self._hosts), "--port", str(self.ports[stage]), *STAGE_FLAGS)
-        self._named[stage].append(member.host)
-        await self.names.change(stage, *self._named[stage])
-        return member
+    async def start(self, stage: str) -> Member:
+        """Starts a replica that nobody is told of yet; it is ready."""
+        return await self._start(stage, next(self._hosts), "--port", str(self.ports[stage]), *STAGE_FLAGS)
+
+    async def add(self, member: Member) -> None:
+        """Makes a replica's address one of the name's."""
+        self._named[member.stage].append(member.host)
+        await self.names.change(member.stage, *self._named[member.stage])
 
     async def remove(self, member: Member) -> None:
         """Lets a replica leave as a cluster does: the name loses its address, and it is told to end."""
@@ -142,8 +147,9 @@ class NamedMesh:
 
 
 @asynccontextmanager
-async def named_mesh(folder: Path, *, replica_count: int) -> AsyncIterator[NamedMesh]:
-    """So many replicas of each stage on the tiny random model, and an orchestrator, within the block.
+async def named_mesh(folder: Path, *, replica_count: int) -> AsyncIterator[tuple[NamedMesh, list[Member]]]:
+    """So many replicas of each stage on the tiny random model, and an orchestrator, within the block; and of each stage
+    one more that is ready and that no name stands for.
 
     What they write is in `folder`.
     """
@@ -151,12 +157,18 @@ async def named_mesh(folder: Path, *, replica_count: int) -> AsyncIterator[Named
         async with NameServer.open(folder) as names, asyncio.TaskGroup() as tasks:
             mesh = NamedMesh(names, log, tasks)
             try:
-                # In no order, as in a cluster: the names stand for nothing until the first replicas are ready.
+
+                async def start_and_add(stage: str) -> None:
+                    await mesh.add(await mesh.start(stage))
+
+                # In no order, as in a cluster: the names stand for nothing until the first replicas are ready. The
+                # spare ones as well: to start is most of the work, and beside conversations it takes twice as long.
                 async with asyncio.TaskGroup() as starts:
                     starts.create_task(mesh.add_front())
                     for stage in STAGES * replica_count:
-                        starts.create_task(mesh.add(stage))
-                yield mesh
+                        starts.create_task(start_and_add(stage))
+                    spare = [starts.create_task(mesh.start(stage)) for stage in STAGES]
+                yield mesh, [start.result() for start in spare]
             finally:
                 for member in mesh.members:
                     mesh.kill(member)

@@ -15,7 +15,7 @@ from client.session_settings import SessionSettings
 from services.gateway.chat.conversation import Conversation
 from services.gateway.chat.request import ChatRequest
 from services.gateway.errors import Refusal, mesh_refusal
-from services.gateway.openai_voices import OPENAI_VOICES
+from services.gateway.voice_names import OPENAI_VOICES, VoiceNames
 
 FIELDS = {
     "open.sampling.temperature": "temperature",
@@ -38,8 +38,8 @@ async def replying(mesh: Mesh, asked: ChatRequest, conversation: Conversation) -
     The session is cancelled when the block is left by an exception.
     """
     settings = session_settings(asked, conversation)
-    if settings.voice in OPENAI_VOICES and settings.voice not in {voice.name for voice in await mesh.voices()}:
-        settings = replace(settings, voice=None)
+    if isinstance(settings.voice, str) and settings.voice in OPENAI_VOICES:
+        settings = replace(settings, voice=(await VoiceNames.of(mesh)).answering(settings.voice))
     async with mesh.open_session(settings) as session:
         for part in conversation.turn:
             if isinstance(part, str):

@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from client.connection import Mesh
 from client.errors import MeshError
-from client.events import Audio, ReplyEnded
-from client.session import Session
+from client.events import Audio, Event, ReplyEnded
 from services.gateway.authorization import bearer
 from services.gateway.chat.chunks import Chunks
 from services.gateway.chat.completion import ChatCompletion, CompletionName, completion
@@ -21,6 +21,7 @@ from services.gateway.chat.request import ChatRequest
 from services.gateway.departure import attended
 from services.gateway.front import Front, front_of
 from services.gateway.models import check_model
+from services.runtime.tracing import current_span
 
 router = APIRouter(prefix="/v1", tags=["chat"])
 
@@ -51,48 +52,42 @@ class Turn:
 
     async def answer(self) -> ChatCompletion:
         """The whole answer."""
+        pieces: list[bytes] = []
+        ended: ReplyEnded | None = None
         async with attended(self._request, self.seconds):
-            conversation = await asyncio.to_thread(read_conversation, self._asked)
-            pieces: list[bytes] = []
-            ended: ReplyEnded | None = None
-            try:
-                async with replying(self._mesh, self._asked, conversation) as session:
-                    self._note(session)
-                    async for event in session.reply():
-                        if isinstance(event, Audio):
-                            self._note_sound(event)
-                            pieces.append(event.data)
-                        elif isinstance(event, ReplyEnded):
-                            ended = event
-                assert ended is not None, "a reply has an end"
-                check_ending(ended)
-            except MeshError as error:
-                raise chat_refusal(error) from None
+            async with aclosing(self._reply()) as events:
+                async for event in events:
+                    if isinstance(event, Audio):
+                        pieces.append(event.data)
+                    elif isinstance(event, ReplyEnded):
+                        ended = event
+            assert ended is not None, "a reply has an end"
             return await asyncio.to_thread(completion, self._name, self._asked, ended, b"".join(pieces))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer as it is made."""
         chunks = Chunks(self._name, self._asked)
+        async with aclosing(self._reply()) as events:
+            async for event in events:
+                for chunk in chunks.of(event):
+                    yield chunk
+
+    async def _reply(self) -> AsyncGenerator[Event, None]:
+        """What the mesh says, to the end of a reply that is whole; raises Refusal."""
         conversation = await asyncio.to_thread(read_conversation, self._asked)
         try:
             async with replying(self._mesh, self._asked, conversation) as session:
-                self._note(session)
+                self._request.state.log["session_id"] = session.id
                 async for event in session.reply():
-                    if isinstance(event, Audio):
-                        self._note_sound(event)
+                    if isinstance(event, Audio) and event.frame_index == 0:
+                        self._front.metrics.count_first_audio("chat", time.perf_counter() - self._began_at)
+                        if (span := current_span()) is not None:
+                            span.event("first_audio")
                     elif isinstance(event, ReplyEnded):
                         check_ending(event)
-                    for chunk in chunks.of(event):
-                        yield chunk
+                    yield event
         except MeshError as error:
             raise chat_refusal(error) from None
-
-    def _note(self, session: Session) -> None:
-        self._request.state.log["session_id"] = session.id
-
-    def _note_sound(self, audio: Audio) -> None:
-        if audio.frame_index == 0:
-            self._front.metrics.count_first_audio("chat", time.perf_counter() - self._began_at)
 
 
 @router.post(

@@ -2,10 +2,10 @@
 
 import base64
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from client.events import Audio, FinishReason, PromptSize, ReplyEnded, Text
+from client.events import Audio, FinishReason, PromptSize, ReplyEnded, Text, Timings
 from client.message import Role
 from services.gateway.errors import Refusal, mesh_refusal
 from services.gateway.realtime.audio_formats import AudioFormat
@@ -17,6 +17,7 @@ from services.gateway.realtime.server_events import (
     Body,
     ContentPartAdded,
     ContentPartDone,
+    FirstAudioDelta,
     ItemAdded,
     ItemDone,
     OutputItemAdded,
@@ -124,7 +125,11 @@ class Response:
         part = self.item.parts[0]
         if isinstance(part, Spoken):
             part.sample_count += len(event.data) // self._audio_format.sample_bytes
-            yield AudioDelta(self.id, self.item.id, 0, 0, base64.b64encode(event.data).decode())
+            delta = base64.b64encode(event.data).decode()
+            if event.timings is None:
+                yield AudioDelta(self.id, self.item.id, 0, 0, delta)
+            else:
+                yield FirstAudioDelta(self.id, self.item.id, 0, 0, delta, {"timings": _timings(event.timings)})
 
     def ended(self, event: ReplyEnded, previous_item_id: str | None) -> Iterator[ServerEvent]:
         """The mesh says that it is over."""
@@ -132,9 +137,10 @@ class Response:
             part.is_whole = event.reason in (FinishReason.STOP, FinishReason.LENGTH)
             part.remembered = event.text
         extension = {
-            "timings": asdict(event.timings),
+            "timings": _timings(event.timings),
             "frame_count": event.frame_count,
             "step_count": event.step_count,
+            "recovery_count": event.recovery_count,
         }
         yield from self._done(self._ending(event), previous_item_id, usage(event), extension)
 
@@ -217,6 +223,11 @@ def usage(event: ReplyEnded) -> Body:
         },
         "output_token_details": {"text_tokens": text, "audio_tokens": audio},
     }
+
+
+def _timings(timings: Timings) -> Body:
+    # Not asdict, which copies deeply: the first sound waits for this.
+    return {**vars(timings), "parts": [vars(part) for part in timings.parts]}
 
 
 def _failed(refusal: Refusal) -> Ending:

@@ -12,7 +12,7 @@ from services.gateway.models import check_model
 from services.gateway.realtime.server_events import ErrorTold
 from services.gateway.realtime.session_config import ReplyConfig, SessionConfig
 from services.gateway.realtime.socket import Socket
-from services.gateway.realtime.socket_session import voice_names
+from services.gateway.voice_names import VoiceNames
 
 SUBPROTOCOL = "realtime"
 
@@ -43,7 +43,7 @@ async def _serve(websocket: WebSocket, front: Front) -> None:
         model = websocket.query_params.get("model", front.settings.model_name)
         check_model(front, model)
         mesh = front.mesh(bearer(websocket))
-        voices = await voice_names(mesh)
+        voices = await VoiceNames.of(mesh)
     except MeshError as error:
         refusal = mesh_refusal(error)
         if refusal.status not in (401, 403):
@@ -53,7 +53,7 @@ async def _serve(websocket: WebSocket, front: Front) -> None:
     else:
         await websocket.accept(subprotocol)
         reply = ReplyConfig(voices.default, voices)
-        await Socket(websocket).run(mesh, SessionConfig(model, reply), front.drain, front.metrics)
+        await Socket(websocket).run(mesh, SessionConfig(model, reply), front.drain, front.metrics, front.writer)
         return
     # A browser is not told why a socket was not accepted.
     await websocket.accept(subprotocol)

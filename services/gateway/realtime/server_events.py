@@ -220,6 +220,13 @@ class AudioDelta(PartEvent):
 
 
 @dataclass(frozen=True)
+class FirstAudioDelta(AudioDelta):
+    """The first of them. `chroma` is an extension: where the time until then went."""
+
+    chroma: Body
+
+
+@dataclass(frozen=True)
 class AudioDone(PartEvent):
     """No sound follows."""
 

@@ -5,10 +5,10 @@ from typing import Any, Literal, Self
 
 from client.session_settings import ReplySettings
 from services.gateway.errors import invalid
-from services.gateway.openai_voices import OPENAI_VOICES
 from services.gateway.realtime.audio_formats import FORMATS, PCM, AudioFormat
 from services.gateway.realtime.client_events import FormatFields, ReplyFields, ResponseFields, SessionFields
 from services.gateway.realtime.turn_detection import TurnDetection
+from services.gateway.voice_names import VoiceNames
 
 Modality = Literal["audio", "text"]
 
@@ -16,20 +16,6 @@ MAXIMUM_OUTPUT_TOKENS = 4096
 
 UNLIMITED = 2**31 - 1
 """Said to the mesh, for an absent limit would leave one that was there before."""
-
-
-@dataclass(frozen=True)
-class VoiceNames:
-    """The voices of the mesh, as the bearer of the key sees them."""
-
-    names: frozenset[str]
-    default: str
-
-    def check(self, name: str, param: str) -> None:
-        """Refuses a voice that is not there."""
-        if name not in self.names and name not in OPENAI_VOICES:
-            known = ", ".join(sorted(self.names))
-            raise invalid(f"{param} must be one of {known}; got {name[:80]!r}", param, "invalid_value")
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,7 @@ class ReplyConfig:
         given = fields.model_fields_set
         changes: dict[str, Any] = {}
         if (voice := voice_of(fields)) is not None:
-            self.voices.check(voice, f"{at}.audio.output.voice")
+            _check_voice(voice, self.voices, f"{at}.audio.output.voice")
             changes["voice"] = voice
         if fields.output_modalities is not None:
             # Sound always has a transcript, so that both together are what sound alone is.
@@ -75,7 +61,7 @@ class ReplyConfig:
         if further_instructions:
             instructions = f"{instructions}\n\n{further_instructions}" if instructions else further_instructions
         return ReplySettings(
-            voice=(self.voice if self.voice in self.voices.names else self.voices.default) or None,
+            voice=self.voices.answering(self.voice),
             instructions=instructions,
             max_step_count=self.max_output_tokens or UNLIMITED,
             temperature=self.temperature,
@@ -193,6 +179,12 @@ def _format(fields: FormatFields, param: str) -> AudioFormat:
             "invalid_value",
         )
     return audio_format
+
+
+def _check_voice(name: str, voices: VoiceNames, param: str) -> None:
+    if not voices.has(name):
+        known = ", ".join(sorted(voices.names))
+        raise invalid(f"{param} must be one of {known}; got {name[:80]!r}", param, "invalid_value")
 
 
 def _refuse_tools(fields: ReplyFields, at: str) -> None:

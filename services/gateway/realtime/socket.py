@@ -15,6 +15,7 @@ from services.gateway.realtime.line import Heard
 from services.gateway.realtime.server_events import ServerEvent
 from services.gateway.realtime.session_config import SessionConfig
 from services.gateway.realtime.socket_session import SocketSession
+from services.runtime.tracing import SpanWriter
 
 OUTGOING_LIMIT = 64
 """Messages that wait for a client; the mesh is not read meanwhile."""
@@ -52,8 +53,10 @@ class Socket:
         self._incoming: asyncio.Queue[Received | Heard] = asyncio.Queue()
         self._outgoing: asyncio.Queue[ServerEvent] = asyncio.Queue(OUTGOING_LIMIT)
 
-    async def run(self, mesh: Mesh, config: SessionConfig, drain: Drain, metrics: GatewayMetrics) -> None:
-        """Carries the socket to its end."""
+    async def run(
+        self, mesh: Mesh, config: SessionConfig, drain: Drain, metrics: GatewayMetrics, writer: SpanWriter | None
+    ) -> None:
+        """Carries the socket to its end; the spans of its responses go to `writer`."""
         began_at = time.monotonic()
         async with asyncio.TaskGroup() as calls:
             session = SocketSession(
@@ -63,6 +66,7 @@ class Socket:
                 deliver=self._incoming.put_nowait,
                 send=self._outgoing.put,
                 count_first_audio=partial(metrics.count_first_audio, "realtime"),
+                writer=writer,
             )
             try:
                 async with asyncio.TaskGroup() as tasks:

@@ -13,7 +13,6 @@ from client.events import Audio, Event, ReplyEnded, ReplyStarted, SpeechStarted,
 from client.message import Role
 from client.session_settings import ReplySettings, SessionSettings
 from services.gateway.errors import Refusal, invalid, mesh_refusal
-from services.gateway.openai_voices import OPENAI_VOICES
 from services.gateway.realtime.client_events import (
     BufferAppend,
     BufferClear,
@@ -39,6 +38,7 @@ from services.gateway.realtime.items import Item, Part, Said, Spoken, Typed
 from services.gateway.realtime.line import Heard, Line
 from services.gateway.realtime.received_item import LONGEST_TURN_SECONDS, read_item, read_sound
 from services.gateway.realtime.response import Response
+from services.gateway.realtime.response_span import ResponseSpan
 from services.gateway.realtime.server_events import (
     BufferCleared,
     BufferCommitted,
@@ -57,10 +57,11 @@ from services.gateway.realtime.server_events import (
 from services.gateway.realtime.session_config import (
     ReplyConfig,
     SessionConfig,
-    VoiceNames,
     check_response,
     voice_of,
 )
+from services.gateway.voice_names import VoiceNames
+from services.runtime.tracing import SpanWriter
 
 MINIMUM_COMMIT_MS = 100
 UNCOMMITTED_SECONDS = 30
@@ -106,10 +107,12 @@ class SocketSession:
         deliver: Callable[[Heard], None],
         send: Callable[[ServerEvent], Awaitable[None]],
         count_first_audio: Callable[[float], None],
+        writer: SpanWriter | None,
     ) -> None:
         """`tasks` outlives the session; `deliver` sees to it that `hear` is called; `send` waits for a slow client.
 
-        `count_first_audio` is told how long a reply's first sound took from the end of the user turn, in seconds.
+        `count_first_audio` is told how long a reply's first sound took from the end of the user turn, in seconds;
+        `writer` is where the spans of responses go.
         """
         self.id = new_id("sess")
         self.is_quiet = asyncio.Event()
@@ -122,6 +125,8 @@ class SocketSession:
         self._deliver = deliver
         self._send = send
         self._count_first_audio = count_first_audio
+        self._writer = writer
+        self._span: ResponseSpan | None = None
         self._items = Conversation()
         self._buffer = InputBuffer(config.input_format)
         self._line: Line | None = None
@@ -137,6 +142,7 @@ class SocketSession:
 
     async def close(self) -> None:
         """Ends the call to the mesh."""
+        self._end_span("abandoned")
         line, self._line = self._line, None
         if line is not None:
             await line.close()
@@ -392,6 +398,7 @@ class SocketSession:
                 assert self._response is not None
                 self._response.turn_index = line.last_turn_index = event.turn_index
                 line.last_item_id = None
+                self._span = ResponseSpan.below(event.traceparent, self._writer, self.id, self._response.id)
             case Text() | Audio():
                 await self._give(line, event)
             case ReplyEnded():
@@ -440,12 +447,15 @@ class SocketSession:
         await self._send_all(response.audio(event))
         if self._asked_at is not None and response.is_spoken:
             self._count_first_audio(asyncio.get_running_loop().time() - self._asked_at)
+            if self._span is not None:
+                self._span.first_audio()
         self._asked_at = None
 
     async def _end_response(self, line: Line, event: ReplyEnded) -> None:
         response, self._response = self._response, None
         assert response is not None, "a reply begins before it ends"
         await self._send_all(response.ended(event, self._place_of(response)))
+        self._end_span(event.reason.name.lower())
         self.is_quiet.set()
         if line.is_stale:
             await self.close()
@@ -470,6 +480,7 @@ class SocketSession:
         if self._response is not None:
             response, self._response = self._response, None
             await self._send_all(response.lost(refusal, self._place_of(response)))
+            self._end_span("lost", failure=f"{error.code.name} {error.reason}")
             self.is_quiet.set()
         if line is not None:
             await line.close()
@@ -596,15 +607,20 @@ class SocketSession:
         """Asks the mesh for its voices where one is named that was not there before."""
         reply = self._config.reply
         voice = voice_of(fields)
-        if voice is None or voice in reply.voices.names or voice in OPENAI_VOICES:
+        if voice is None or reply.voices.has(voice):
             return
         try:
-            voices = await voice_names(self._mesh)
+            voices = await VoiceNames.of(self._mesh)
         except MeshError as error:
             raise mesh_refusal(error) from None
         self._config = replace(self._config, reply=replace(reply, voices=voices))
 
     # What the client is told.
+
+    def _end_span(self, reason: str, *, failure: str | None = None) -> None:
+        span, self._span = self._span, None
+        if span is not None:
+            span.end(reason, failure=failure)
 
     def _new_response(self, follows: str | None) -> Response:
         return Response(
@@ -637,13 +653,6 @@ class SocketSession:
     async def _send_all(self, events: Iterable[ServerEvent]) -> None:
         for event in events:
             await self._send(event)
-
-
-async def voice_names(mesh: Mesh) -> VoiceNames:
-    """The voices that there are; raises MeshError, also for a key that the mesh does not know."""
-    voices = await mesh.voices()
-    default = next((voice.name for voice in voices if voice.is_default), "")
-    return VoiceNames(frozenset(voice.name for voice in voices), default)
 
 
 async def _tell_part(line: Line, part: Part) -> None:

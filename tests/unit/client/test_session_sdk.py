@@ -213,6 +213,17 @@ async def test_speech_and_where_text_is_spoken_are_events():
         assert read_event(message, Encoding.S16, 24_000) == expected
 
 
+async def test_the_first_sound_says_where_the_time_went():
+    timings = orchestrator_pb2.ReplyTimings(
+        first_audio_seconds=3, parts=[orchestrator_pb2.TurnPart(name="prefill", seconds=2)]
+    )
+    for told, expected in ((timings, client.Timings(0, 0, 0, 0, 3, 0, (client.TurnPart("prefill", 2),))), (None, None)):
+        message = orchestrator_pb2.ConverseResponse(audio=orchestrator_pb2.ReplyAudio(timings=told))
+        event = read_event(message, Encoding.S16, 24_000)
+        assert isinstance(event, Audio)
+        assert event.timings == expected
+
+
 async def test_leaving_says_end_and_waits_for_the_reply(orchestrator):
     async with client.connect(orchestrator.address) as mesh, mesh.session() as session:
         await session.send_text("hello")

@@ -157,6 +157,7 @@ export class Conversation {
         }
         break;
       case "response.output_audio.delta":
+        if (turn) turn.timings ??= event.chroma?.timings ?? null;
         if (turn && !turn.isCut) {
           const samples = decode(event.delta);
           turn.received(samples.length, performance.now());
@@ -207,7 +208,8 @@ export class Conversation {
     if (!turn) return;
     turn.status = status;
     this.#askNext();
-    turn.timings = chroma?.timings ?? null;
+    turn.timings = chroma?.timings ?? turn.timings;
+    turn.recoveryCount = chroma?.recovery_count ?? 0;
     if (status === "failed") {
       this.#finish(turn, "failed", details?.error?.message || "The reply failed.");
     } else if (turn.isOver || turn.isCut) {

@@ -124,6 +124,7 @@ class Entry {
     const facts = firstMs === null ? [] : ["to first sound"];
     if (turn.timings?.first_audio_seconds) facts.push(`mesh ${duration(turn.timings.first_audio_seconds * 1000)}`);
     if (turn.factor !== null) facts.push(`RTF ${turn.factor.toFixed(2)}`);
+    if (turn.recoveryCount > 0) facts.push("recovered");
     if (turn.gapSamples > 0) facts.push(`gaps ${duration(turn.gapSamples / 24)}`);
     const key = facts.join();
     if (key === this.#told) return;
@@ -159,7 +160,7 @@ class Entry {
 }
 
 function legend({ timings, status }) {
-  if (timings === null) return status === null ? ["The stages follow when the reply is complete."] : [];
+  if (timings === null) return status === null ? ["The stages follow with the first sound."] : [];
   return [element("span", { class: "work" }, ["work"]), element("span", { class: "hop" }, ["queues and hops"])];
 }
 
@@ -167,6 +168,7 @@ const FACTS = {
   to: "End of your turn to the first sound that you hear",
   mesh: "The same as the mesh saw it: end of your turn to its first sound on the way",
   RTF: "Time it took to make ÷ time it takes to hear; counted until the mesh is 3 s ahead of you, where it begins to wait",
+  recovered: "A part of the mesh was lost while this was made, and another one went on",
   gaps: "Silence where sound should have been: it came too late",
 };
 

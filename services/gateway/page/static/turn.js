@@ -20,7 +20,8 @@ export class Turn {
     this.responseId = null;
     this.itemId = null;
     this.status = null; // of the response, once it is done
-    this.timings = null; // the mesh's own
+    this.timings = null; // the mesh's own: as of its first sound, and again once it is done
+    this.recoveryCount = 0; // how often a stage was lost and another replica went on
     this.pieces = []; // {sample, text}: text, and where in the sound it begins
     this.receivedSamples = 0;
     this.playedSamples = 0;
