@@ -14,6 +14,8 @@ from mini.speakers import STRANGERS, USERS, VOICES, User
 
 USER_RATE_HZ = 16000
 STEP_COUNTS = "step_counts.json"
+RECORDINGS_OF_EACH = 40
+"""Of a question that is trained on, each by another speaker."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def make_all(folder: Path) -> None:
                 for name, speaker in VOICES.items()
             ],
         )
-    _asked(folder / "questions", USERS, times=len(USERS), seed=1)
+    _asked(folder / "questions", USERS, times=RECORDINGS_OF_EACH, seed=1)
     _asked(folder / "questions_anew", USERS, times=1, seed=2)
     _asked(folder / "questions_strangers", STRANGERS, times=1, seed=3)
 
