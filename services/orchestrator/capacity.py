@@ -64,6 +64,13 @@ class Capacity:
             for stage in STAGES:
                 tasks.create_task(self._round(stage))
 
+    async def learn_first(self) -> None:
+        """Asks until a replica of every stage has answered: before, there is room for nobody."""
+        await self.learn()
+        while not all(self._known.values()):
+            await asyncio.sleep(EMPTY_ROUND_SECONDS)
+            await self.learn()
+
     async def watch(self) -> None:
         """Goes on asking until cancelled."""
         while True:

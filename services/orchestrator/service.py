@@ -86,7 +86,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         await self._stages.until_serving(self._settings.start_deadline_seconds)
         await self._stages.learn(default.audio.format)
         await self._voices.prompt(default, field="default_voice")
-        await self.capacity.learn()
+        await self.capacity.learn_first()
         self._watching = asyncio.create_task(self.capacity.watch())
 
     async def close(self) -> None:

@@ -1,5 +1,6 @@
 """What is known of the stages' slots, whichever replicas answer and in whatever order."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.orchestrator import capacity as capacity_module
 from services.orchestrator.capacity import MISSED_ROUNDS, Capacity
 from services.orchestrator.stages import ReplicaSlots, Stages
 from services.orchestrator.turn_parts import STAGES, Stage
@@ -67,6 +69,20 @@ async def test_before_anybody_has_answered_nothing_is_carried() -> None:
     assert capacity.narrowest()[1] == 0
     await capacity.learn()
     assert capacity.narrowest() == ("codec", 0)
+
+
+async def test_an_orchestrator_is_not_ready_before_every_stage_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity_module, "EMPTY_ROUND_SECONDS", 0)
+    stages = AnsweringStages({"codec": {}, "speech": {"a": 4}})
+    capacity = capacity_of(stages)
+    learning = asyncio.create_task(capacity.learn_first())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert stages.ask_count > 20
+    assert not learning.done()
+    stages.replicas["codec"]["late"] = 3
+    await learning
+    assert capacity.narrowest() == ("codec", 3)
 
 
 async def test_a_new_replica_takes_part_and_a_lost_one_leaves() -> None:

@@ -145,7 +145,7 @@ def test_an_endpoint_is_an_address(endpoint: str) -> None:
 
 def test_who_does_not_trace_does_not_load_it() -> None:
     code = (
-        "import sys, services.runtime.server, services.orchestrator.service; "
+        "import sys, services.gateway.__main__, services.orchestrator.service; "
         "sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
