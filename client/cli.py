@@ -617,6 +617,89 @@ def bench_command(
     bench(settings, own_mesh, address or "", access=access, with_engines=engine, out=out, logs=logs)
 
 
+@app.command("evaluate")
+def evaluate_command(
+    context: typer.Context,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="A set of questions with their answers, as docs/evaluation.md has it, or sound files; default: the "
+            "miniature's small set.",
+            metavar="SET|FILE",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A mesh that runs; without it, one is started for the run.", metavar="HOST:PORT")
+    ] = None,
+    voice: Annotated[str | None, typer.Option(help="Name of the voice that answers; default: the set's.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0 takes the most likely code; default: the mesh's.")
+    ] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 1,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, max=2**32 - 1, help="Longest reply in frames of 80 ms. (mesh's default: 1000)")
+    ] = None,
+    voices: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with examples of the mesh's voices, NAME.wav and NAME.json; default: the shipped ones.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            help="Least shares, as exact=0.97,strangers:exact=0.9; of exact, choice, answered, words, voice, ended. "
+            "At most: longest=2.",
+            metavar="X,…",
+        ),
+    ] = None,
+    checkpoint: Checkpoint = "random:tiny",
+    device: DeviceOption = Device.AUTO,
+    dtype: DTypeOption = DType.AUTO,
+    placement: Annotated[Placement, typer.Option(help="As of 'up'.")] = Placement.SEPARATE,
+    slots: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="The report as JSON.", metavar="FILE")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the replies as WAV and a figure.", metavar="DIR")
+    ] = None,
+    logs: Logs = None,
+) -> None:
+    """Ask a mesh spoken questions and judge what it says.
+
+    Exit status 0: judged; 1: less than --require, or something broke; 2: the set or the options do not fit.
+    """
+    from client.evaluate.packages import check_evaluate_installed
+
+    check_evaluate_installed()
+    from client.evaluate.command import evaluate
+    from client.evaluate.evaluation_set import opened_set
+    from client.evaluate.requirement import read_requirements
+    from client.evaluate.settings import EvaluationSettings
+
+    mesh = MeshSettings(
+        checkpoint=checkpoint, device=device, dtype=dtype, placement=placement, slots=slots, threads=threads
+    )
+    if address is not None and (mesh != MeshSettings() or logs):
+        raise InputError("--address is a mesh that runs already: give neither what one is started with, nor --logs")
+    settings = EvaluationSettings(
+        voice=voice,
+        temperature=temperature,
+        max_frame_count=max_frames,
+        session_count=sessions,
+        voices=voices,
+    )
+    requirements = read_requirements(require)
+    if address is None:
+        check_server_installed()
+    # A mesh of its own asks for nothing.
+    access, own_mesh = (Access(), mesh) if address is None else (context.obj, None)
+    with opened_set(inputs or ()) as asked:
+        evaluate(asked, settings, requirements, own_mesh, address or "", access=access, json=json, out=out, logs=logs)
+
+
 async def hold_conversation(
     console: Console,
     addresses: Sequence[str],

@@ -95,6 +95,19 @@ def understand(
 
 
 @app.command()
+def questions(
+    out: Annotated[Path, typer.Option(help="Folder to write the set to.")],
+    state: State = DEFAULT_STATE,
+    is_small: Annotated[bool, typer.Option("--small", help="The few that are shipped in mini/questions.")] = False,
+) -> None:
+    """Writes a set for `chroma-mesh evaluate` from recordings that are not trained on."""
+    from mini.question_set import full, small, write
+
+    name, conversations = ("small set of the miniature", small()) if is_small else ("set of the miniature", full())
+    typer.echo(f"{out}: {len(conversations)} conversations, {write(state, out, name, conversations):,} bytes")
+
+
+@app.command()
 def make(state: State = DEFAULT_STATE) -> None:
     """All of it, on two cores: the reasoner on one, codec and speech on the other."""
     recordings(state)

@@ -17,7 +17,7 @@ from mini.spectra import log_mel, mel_distance, spectral_loss
 from mini.training import Plan, Scores, Training
 
 CONTINUOUS = Plan("codec_continuous", steps=6200, learning_rate=1e-3, clip=2.0, weight_decay=1e-3)
-DECODER = Plan("codec_decoder", steps=6000, learning_rate=8e-4, clip=2.0, weight_decay=1e-3)
+DECODER = Plan("codec_decoder", steps=9000, learning_rate=8e-4, clip=2.0, weight_decay=1e-3)
 
 _BATCH, _CROP_FRAMES = 4, 12
 _PATCH_BANDS, _PATCH_COLUMNS = 40, 8
@@ -79,9 +79,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.decoder: Any = codec.decoder
         self.quantizer: Any = codec.quantizer
-        quantizer: Any = codec.quantizer
-        quantizer.semantic_residual_vector_quantizer.input_proj.requires_grad_(False)
-        quantizer.acoustic_residual_vector_quantizer.input_proj.requires_grad_(False)
+        self.quantizer.requires_grad_(False)
+        self.quantizer.acoustic_residual_vector_quantizer.output_proj.requires_grad_(True)
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes [B, codebooks, frames] → sound [B, 1, n]."""

@@ -125,6 +125,8 @@ UNTAUGHT = (
     "call my mother",
     "play the next movie",
 )
+PRONUNCIATIONS = {"bleat": "B L IY T"}
+"""Of words that the CMU dictionary lacks."""
 
 
 @dataclass(frozen=True)

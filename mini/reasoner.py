@@ -22,10 +22,10 @@ from mini.sizes import HIDDEN, LANGUAGE_MODEL
 from mini.tokenizer import AUDIO, AUDIO_END, AUDIO_START, PAD, TURN_END, TURN_START, build
 from mini.training import Plan, Scores, Training
 
-REASONER = Plan("reasoner", steps=8000, learning_rate=1.2e-3, weight_decay=0.02)
+REASONER = Plan("reasoner", steps=9000, learning_rate=1.2e-3, weight_decay=0.02)
 
 _BATCH = 20
-_TYPED_SHARE, _FOLLOWING_SHARE = 0.12, 0.35
+_TYPED_SHARE, _FOLLOWING_SHARE = 0.12, 0.28
 _EMBEDDING_SIZE = 0.3
 _CTC_WEIGHT = 0.3
 _SCORED = 160

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import MimiModel
 
-from mini.domain import answers
+from client.evaluate.recogniser import Recogniser, word_errors
+from mini.domain import PRONUNCIATIONS, answers
 from mini.espeak import Samples
-from mini.recogniser import Recogniser, word_errors
 from mini.recordings import Recordings, step_counts
 from mini.rhythm import RATE_HZ
 from mini.speech import JOINED, SPEECH, Speech, Task, Utterance, Utterances, speak
@@ -35,7 +35,8 @@ class Understood:
 
 def understood(said: Iterable[tuple[str, str, Samples]], *, words: bool = True) -> Understood:
     """What is understood of (voice, sentence, samples at RATE_HZ)."""
-    choice, free = Recogniser(answers()), Recogniser(answers(), free=True)
+    choice = Recogniser.of_sentences(answers(), PRONUNCIATIONS)
+    free = Recogniser.of_words(answers(), PRONUNCIATIONS)
     count = right = errors = total = 0
     wrong = []
     for voice, sentence, samples in said:
@@ -44,7 +45,7 @@ def understood(said: Iterable[tuple[str, str, Samples]], *, words: bool = True) 
         if found != sentence:
             wrong.append((voice, sentence, found))
         if words:
-            errors += word_errors(sentence, free.read(samples, RATE_HZ))
+            errors += word_errors(sentence.split(), free.read(samples, RATE_HZ).split())
             total += len(sentence.split())
     return Understood(count, right / count, 1 - errors / total if words else float("nan"), wrong)
 

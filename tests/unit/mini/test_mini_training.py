@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import MimiModel
 
+from mini.codec import Continuous, Decoder
 from mini.training import Plan, Scores, Training
 
 PLAN = Plan("part", steps=8, learning_rate=0.1, warmup=2, save_seconds=0.0)
@@ -44,3 +46,14 @@ def test_a_stopped_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_finished_training_stays(tmp_path: Path) -> None:
     whole = trained(tmp_path)
     torch.testing.assert_close(trained(tmp_path, stop_at=0), whole, rtol=0, atol=0)
+
+
+def trained_names(module: nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def test_a_codec_that_was_stored_trains_the_same_parameters_on(tmp_path: Path) -> None:
+    codec = Continuous().codec
+    fresh = trained_names(Decoder(codec))
+    codec.save_pretrained(tmp_path)
+    assert trained_names(Decoder(MimiModel.from_pretrained(tmp_path))) == fresh

@@ -1,0 +1,1 @@
+"""`chroma-mesh evaluate`: asks a mesh spoken questions and judges what it says, from WAV to WAV."""
