@@ -18,6 +18,7 @@ COPY README.md ./
 COPY protos protos
 COPY services services
 COPY client client
+COPY mini mini
 RUN k8s/image/install.sh mesh /opt
 
 # What is large and seldom changes lies below what is small and does; no compiler and no pip of ours is in either.

@@ -24,7 +24,7 @@ generated/stamp: $(STAMP) $(PROTOS) protos/build_stubs.py
 	$(BIN)/python protos/build_stubs.py
 	@touch $@
 
-demo: setup ## a mesh on an embedded checkpoint answers a spoken question: reply.wav
+demo: setup ## the miniature in a mesh answers two spoken questions: reply.wav, reply-1.wav
 	$(BIN)/chroma-mesh demo --out reply.wav
 
 check: setup ## formatting, lint, types, import rules, protos, secrets, dependencies that fit

@@ -38,6 +38,13 @@ from client.weights import REPOSITORY, REVISION, check_weights, fetch_weights
 FRAME_SECONDS = 0.08
 VOICE_SECONDS = 30
 DEMO_FRAMES = 60
+BENCH_CHECKPOINT = "random:tiny"
+"""Its replies are as long as they are asked to be."""
+DEMO_QUESTIONS = {
+    "anew-what-is-the-capital-of-france.flac": "what is the capital of france",
+    "anew-and-of-spain.flac": "and of spain",
+}
+"""Files of the miniature's questions, and what is said in them."""
 
 app = typer.Typer(
     help="Chroma-4B, the open speech-to-speech model, as a mesh of gRPC services.",
@@ -60,7 +67,11 @@ Address = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    str, typer.Option(help="A folder in the published layout, or random:tiny for a small random one.", metavar="SPEC")
+    str,
+    typer.Option(
+        help="A folder in the published layout, mini for the shipped miniature, or random:tiny for noise.",
+        metavar="SPEC",
+    ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where the models run.")]
 DTypeOption = Annotated[DType, typer.Option(help="Numbers of reasoner and speech.")]
@@ -121,7 +132,7 @@ def main() -> None:
 
 @app.command()
 def up(
-    checkpoint: Checkpoint = "random:tiny",
+    checkpoint: Checkpoint = "mini",
     device: DeviceOption = Device.AUTO,
     dtype: DTypeOption = DType.AUTO,
     placement: Annotated[
@@ -241,10 +252,11 @@ def talk_command(
     voice_text: Annotated[str | None, typer.Option(help="What is said in --voice-audio.")] = None,
     instructions: Annotated[str | None, typer.Option(help='The system message; "" for none.')] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=2, help="0 takes the most likely code. (mesh's default: 0.7)")
+        float | None,
+        typer.Option(min=0, max=2, help="0 takes the most likely code. (default: the checkpoint's)"),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, help="Draw among this many codes, 0: all. (mesh's default: 50)")
+        int | None, typer.Option(min=0, help="Draw among this many codes, 0: all. (default: the checkpoint's)")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same reply. (mesh's default: 0)")
@@ -514,23 +526,25 @@ def parity(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="WAV of the reply.")] = Path("reply.wav"),
-    checkpoint: Checkpoint = "random:tiny",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="WAV of the reply; the second is numbered: reply-1.wav.")
+    ] = Path("reply.wav"),
+    checkpoint: Checkpoint = "mini",
     device: DeviceOption = Device.AUTO,
     logs: Logs = None,
 ) -> None:
-    """Start a mesh, ask it a spoken question, write the reply, stop it."""
-    outputs = output_files(out, 1)
+    """Start a mesh, ask it two spoken questions, the second of which needs the first, write the replies, stop it."""
+    outputs = output_files(out, len(DEMO_QUESTIONS))
     check_server_installed()
-    with resources.as_file(resources.files("client") / "data" / "question.wav") as file:
-        question = Turn(file.name, read_audio(file, USER_RATE_HZ))
+    with resources.as_file(resources.files("mini") / "questions") as folder:
+        questions = [Turn(asked, read_audio(folder / name, USER_RATE_HZ)) for name, asked in DEMO_QUESTIONS.items()]
     mesh_settings = MeshSettings(checkpoint=checkpoint, device=device)
     session_settings = SessionSettings(max_frame_count=DEMO_FRAMES)
     console = Console()
 
     async def show(log: LineSink) -> None:
         async with running_mesh(mesh_settings, report=service_reporter(console), log=log) as mesh:
-            await hold_conversation(console, mesh.addresses, session_settings, [question], outputs)
+            await hold_conversation(console, mesh.addresses, session_settings, questions, outputs)
 
     with open_log(logs) as log:
         run(show(log))
@@ -574,7 +588,7 @@ def bench_command(
         bool,
         typer.Option("--flatness", help="Also whether TTFA stays the same after long speech and in late turns."),
     ] = False,
-    checkpoint: Checkpoint = "random:tiny",
+    checkpoint: Checkpoint = BENCH_CHECKPOINT,
     device: DeviceOption = Device.AUTO,
     dtype: DTypeOption = DType.AUTO,
     placement: Annotated[Placement, typer.Option(help="As of 'up'.")] = Placement.SEPARATE,
@@ -599,7 +613,7 @@ def bench_command(
     mesh = MeshSettings(
         checkpoint=checkpoint, device=device, dtype=dtype, placement=placement, slots=slots, threads=threads
     )
-    if address is not None and (mesh != MeshSettings() or engine or logs):
+    if address is not None and (mesh != MeshSettings(checkpoint=BENCH_CHECKPOINT) or engine or logs):
         raise InputError(
             "--address is a mesh that runs already: give neither what one is started with, nor --engine or --logs"
         )
@@ -655,7 +669,7 @@ def evaluate_command(
             metavar="X,…",
         ),
     ] = None,
-    checkpoint: Checkpoint = "random:tiny",
+    checkpoint: Checkpoint = "mini",
     device: DeviceOption = Device.AUTO,
     dtype: DTypeOption = DType.AUTO,
     placement: Annotated[Placement, typer.Option(help="As of 'up'.")] = Placement.SEPARATE,

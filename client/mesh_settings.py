@@ -56,7 +56,7 @@ class MeshSettings:
     are kept, which several orchestrators need.
     """
 
-    checkpoint: str = "random:tiny"
+    checkpoint: str = "mini"
     device: Device = Device.AUTO
     dtype: DType = DType.AUTO
     placement: Placement = Placement.SEPARATE

@@ -23,7 +23,7 @@ from mini.states import States, states_of_answers
 from mini.tokenizer import TEXT_END, TEXT_START, TURN_END, build
 from mini.training import Plan, Scores, Training
 
-SPEECH = Plan("speech", steps=4000, learning_rate=2e-3, weight_decay=0.02)
+SPEECH = Plan("speech", steps=5500, learning_rate=2e-3, weight_decay=0.02)
 JOINED = Plan("speech_joined", steps=3000, learning_rate=6e-4, warmup=50, weight_decay=0.02)
 """With the reasoner's states, once there are any: before, zeros stand for them, so that both can be trained at once."""
 

@@ -101,7 +101,13 @@ async def faulty_mesh(folder: Path, *, slots: int = 8) -> AsyncIterator[FaultyMe
             for index in range(replicas[service])
         }
         settings = ProxiedSettings(
-            device=Device.CPU, threads=1, slots=slots, replicas=replicas, journal=journal, proxies=proxies
+            checkpoint="random:tiny",
+            device=Device.CPU,
+            threads=1,
+            slots=slots,
+            replicas=replicas,
+            journal=journal,
+            proxies=proxies,
         )
 
         def report(event: ServiceEvent) -> None:

@@ -14,6 +14,10 @@ from client.audio_file import read_audio
 from client.checkpoint_folder import check_folder
 from client.events import Audio, FinishReason, ReplyEnded, Text
 
+DEMO = (
+    ("what is the capital of france", "the capital of france is paris", "reply.wav"),
+    ("and of spain", "the capital of spain is madrid", "reply-1.wav"),
+)
 QUESTION = Path(client.__file__).parent / "data" / "question.wav"
 
 
@@ -125,8 +129,13 @@ def test_the_demo_answers_and_leaves(cli, tmp_path):
     out = tmp_path / "reply.wav"
     result = cli("demo", "--out", str(out))
     assert (result.returncode, result.stderr) == (0, "")
-    samples, rate = soundfile.read(out)
-    assert (rate, len(samples) > 0, len(samples) <= 60 * 1920) == (24000, True, True)
+    text = flat(result.stdout)
+    for asked, answered, name in DEMO:
+        assert text.index(asked) < text.index(answered)
+        samples, rate = soundfile.read(tmp_path / name)
+        assert rate == 24000
+        assert 1 < len(samples) / rate < 4
+        assert np.abs(samples).max() > 0.1
     pids = [int(pid) for pid in re.findall(r"pid (\d+)  starting", result.stdout)]
     assert len(pids) == 4
     assert not any(psutil.pid_exists(pid) for pid in pids)
