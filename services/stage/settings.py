@@ -16,8 +16,8 @@ class StageSettings(ServiceSettings):
     """What every stage with a model can be told."""
 
     checkpoint: str = Field(
-        description="directory in the published layout, mini for the shipped one, or random:<shape>[:<seed>] with shape "
-        "tiny, small or chroma-4b",
+        description="directory in the published layout, mini for the shipped one, or random:<shape>[:<seed>] with "
+        "shape tiny, small or chroma-4b",
         min_length=1,
     )
     device: DeviceName = Field("auto", description="where the model runs; auto is CUDA where there is one")
