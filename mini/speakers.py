@@ -9,7 +9,7 @@ from mini.espeak import Speaker
 VOICES = {
     "ash": Speaker("en-us", pitch=48, range=50),
     "birch": Speaker("en-us+f3", pitch=60, range=50),
-    "cedar": Speaker("en-us+edward", pitch=35, range=45),
+    "cedar": Speaker("en-us+edward", pitch=60, range=45),
     "willow": Speaker("gmw/en+f2", pitch=72, range=60),
 }
 """The voices of replies. All fill the same steps with the same word, so they differ in all but speed."""

@@ -1,22 +1,18 @@
-"""Real meshes on the miniature that is shipped."""
+"""Real meshes on the miniature, which is what `chroma-mesh up` runs unasked."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import mini
 from tests.integration.conftest import RealMesh, cli, start_mesh, stop_mesh
 
 __all__ = ["cli"]
-
-CHECKPOINT = Path(mini.__file__).parent / "checkpoint"
 
 
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[RealMesh]:
     """A running mesh, for tests that leave it as it is."""
-    mesh = start_mesh("--checkpoint", str(CHECKPOINT))
+    mesh = start_mesh()
     try:
         yield mesh
     finally:
@@ -26,7 +22,7 @@ def mesh() -> Iterator[RealMesh]:
 @pytest.fixture
 def own_mesh() -> Iterator[RealMesh]:
     """A running mesh that the test may break."""
-    mesh = start_mesh("--checkpoint", str(CHECKPOINT))
+    mesh = start_mesh()
     try:
         yield mesh
     finally:
