@@ -253,7 +253,11 @@ class Reply:
                 return await self._relay_once()
             except BaseExceptionGroup as failures:
                 # Nothing is lost before the turn is complete, and by then the stage may be back.
-                if self.turn.is_ended or stage_failure(failures) is None:
+                if stage_failure(failures) is None:
+                    raise
+                if self.turn.is_ended:
+                    if self.turn.is_complete:
+                        await self._is_told.wait()  # raised before, it would cut short what keeps the turn
                     raise
             await self.turn.ended()
             self._recovery.begin_anew()

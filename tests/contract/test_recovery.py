@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.orchestrator.recovery import LOOKS, Recovery, Watched
+from services.orchestrator.session_journal import SessionJournal
+from services.orchestrator.turn import Reply
 from services.runtime.errors import Unavailable, from_rpc_error
 from tests.contract.fake_mesh import (
     CANCELLED,
@@ -254,6 +256,41 @@ async def test_a_reply_may_be_cancelled_while_it_is_taken_up_again() -> None:
             await mesh.until_quiet()
             mesh.speech.hook = no_hook
             assert (await session.ask("hello")).ended.reason == STOP
+
+
+async def test_a_stage_that_fails_while_the_turn_is_being_kept_fails_the_reply_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saving, failed = asyncio.Event(), asyncio.Event()
+    relay_once, save = Reply._relay_once, SessionJournal.save
+
+    async def relay(reply: Reply) -> None:
+        try:
+            await relay_once(reply)
+        finally:
+            failed.set()
+
+    async def save_late(journal: SessionJournal, *arguments: Any, **facts: Any) -> None:
+        if not saving.is_set():
+            saving.set()
+            await failed.wait()
+            await asyncio.sleep(0)
+        await save(journal, *arguments, **facts)
+
+    async def abort(_requests: Any, context: Any) -> None:
+        await saving.wait()
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no")
+
+    mesh = Mesh()
+    async with (
+        serving_with_speech(abort) as address,
+        mesh.running(speech_address=address),
+        mesh.converse() as session,
+    ):
+        monkeypatch.setattr(Reply, "_relay_once", relay)
+        monkeypatch.setattr(SessionJournal, "save", save_late)
+        assert (await session.ask("hello")).ended.failure.reason == "REPLY_DEADLINE"
+        await session.end()
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class WatchedMesh:
 @asynccontextmanager
 async def watched_mesh(folder: Path) -> AsyncIterator[WatchedMesh]:
     """A mesh on the tiny random model within the block; what its processes write is in `folder`."""
-    settings = MeshSettings(device=Device.CPU, threads=1, slots=SLOTS, http_port=0)
+    settings = MeshSettings(checkpoint="random:tiny", device=Device.CPU, threads=1, slots=SLOTS, http_port=0)
     absences = Absences()
     with (folder / "services.log").open("w") as log:
         async with running_mesh(

@@ -33,7 +33,7 @@ async def test_of_a_stopped_reply_nothing_that_waits_is_written() -> None:
         await outbox.reply_started(3)
         for index in range(3):
             await outbox.text(3, "word ", index)
-            await outbox.audio(3, index, 2, b"sound")
+            await outbox.audio(3, index, 2, b"sound", None)
         outbox.speech_started(4, 100)
         await settle()
         dropped = outbox.drop_reply(3)
@@ -50,9 +50,9 @@ async def test_a_reply_waits_for_its_client_and_goes_on_when_it_was_emptied() ->
     writing = asyncio.create_task(outbox.run())
     await settle()
     for index in range(OUTBOX_LIMIT):
-        await outbox.audio(0, index, 1, b"")
+        await outbox.audio(0, index, 1, b"", None)
     await settle()  # one of them is being written
-    await outbox.audio(0, OUTBOX_LIMIT, 1, b"")
+    await outbox.audio(0, OUTBOX_LIMIT, 1, b"", None)
     waiting = asyncio.create_task(outbox.text(1, "next", 0))
     await settle()
     assert not waiting.done()

@@ -25,7 +25,7 @@ class Told:
     async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
         self.texts.append(text)
 
-    async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes) -> None:
+    async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: None) -> None:
         assert self.next_frame in (None, frame_index)
         self.next_frame = frame_index + frame_count
         self.sound += data
@@ -60,7 +60,7 @@ async def test_what_the_client_has_and_what_it_is_told_make_up_the_whole(
     first = 0
     for count in packets:
         data = whole[2 * SAMPLES * first : 2 * SAMPLES * (first + count)]
-        await listener.audio(0, first, count, data)
+        await listener.audio(0, first, count, data, None)
         first += count
     assert told.started == ([] if is_started else [7])
     assert told.texts == list("abc"[had_texts:])
