@@ -19,6 +19,8 @@ from client.events import Audio
 
 TURN_COUNT = 40
 TYPED = "Say something."
+NOBODY = "-"
+"""Stands for a key, where the mesh asks for none."""
 THINKING_SECONDS = 0.3
 """Between what is typed and the end of the turn, so that its prompt is prefilled both times."""
 
@@ -91,7 +93,7 @@ async def main(address: str, base_url: str) -> None:
         connect(address) as mesh,
         mesh.session() as session,
         websockets.connect(url, proxy=None, compression=None) as socket,
-        AsyncOpenAI(base_url=base_url, api_key="nobody") as openai,
+        AsyncOpenAI(base_url=base_url, api_key=NOBODY) as openai,
     ):
         for _ in range(TURN_COUNT + 2):  # the first two turns are the slower
             grpc_seconds.append(await over_grpc(session))
