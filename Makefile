@@ -59,7 +59,7 @@ interop: setup ## other makers' clients against a real mesh, in about 4 minutes;
 	build/interop/pipecat/bin/pip install -q 'pipecat-ai[openai]>=1.14,<2'
 	$(PYTHON) -m venv build/interop/livekit
 	build/interop/livekit/bin/pip install -q 'livekit-agents>=1.8,<2' 'livekit-plugins-openai>=1.8,<2'
-	npm install --silent --no-audit --no-fund --prefix build/interop/node 'openai@^6.49' 'ws@^8'
+	npm install --loglevel error --no-audit --no-fund --prefix build/interop/node 'openai@^6.49' 'ws@^8'
 	CHROMA_TEST_INTEROP=build/interop OMP_NUM_THREADS=1 $(BIN)/pytest -rP tests/interop
 
 faults: setup ## hundreds of replies while replicas are killed, stopped, drained and cut off, in about 15 minutes

@@ -99,11 +99,13 @@ def questions(
     out: Annotated[Path, typer.Option(help="Folder to write the set to.")],
     state: State = DEFAULT_STATE,
     is_small: Annotated[bool, typer.Option("--small", help="The few that are shipped in mini/questions.")] = False,
+    stride: Annotated[int, typer.Option(min=1, help="Every which conversation of the set is taken.")] = 1,
 ) -> None:
     """Writes a set for `chroma-mesh evaluate` from recordings that are not trained on."""
     from mini.question_set import full, small, write
 
     name, conversations = ("small set of the miniature", small()) if is_small else ("set of the miniature", full())
+    conversations = conversations[::stride]
     typer.echo(f"{out}: {len(conversations)} conversations, {write(state, out, name, conversations):,} bytes")
 
 
