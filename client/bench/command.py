@@ -8,22 +8,18 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from client.access import Access
 from client.bench.measurement import Measurement
-from client.bench.progress import BenchProgress
 from client.bench.report import Report, described, markdown, write_json
 from client.bench.settings import BenchSettings
 from client.bench.tables import remarks, tables
 from client.errors import ClientError, InputError
 from client.interruption import run
 from client.mesh_settings import MeshSettings
-from client.reply_display import printable
+from client.report_output import make_folder, show
+from client.run_progress import RunProgress
 from client.service_log import open_log
-
-WIDTH = 120
-"""Columns where there is no terminal."""
 
 
 def bench(
@@ -52,27 +48,17 @@ def bench(
     )
     stopped: ClientError | None = None
     try:
-        with open_log(logs) as log, BenchProgress(Console(stderr=True)) as progress:
+        with open_log(logs) as log, RunProgress(Console(stderr=True), "frames") as progress:
             run(Measurement(report, access, with_engines, progress, log).run())
     except ClientError as error:
         stopped = error
     if not report.reply_count:
         raise stopped or no_reply(report)
-    show(report)
+    show(described(report), tables(report), remarks(report))
     if out is not None:
         write(report, out)
     if stopped is not None:
         raise stopped
-
-
-def make_folder(out: Path | None) -> None:
-    """Makes the folder of the files before any work is done for them."""
-    if out is None:
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {out} cannot be made a folder: {error.strerror or error}") from None
 
 
 def no_reply(report: Report) -> ClientError:
@@ -80,21 +66,6 @@ def no_reply(report: Report) -> ClientError:
     kinds = Counter(failure.kind for record in report.records for failure in record.failures if not failure.is_warm_up)
     (kind, count), *_ = kinds.most_common(1) or [("none was asked for", 0)]
     return ClientError(f"no turn got a reply: {count} of {kinds.total()} ended with {kind}")
-
-
-def show(report: Report) -> None:
-    """Prints the report."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
-    for name, text in described(report):
-        console.print(Text.assemble((f"{name}: ", "bold"), printable(text)))
-    for table in tables(report):
-        console.print()
-        console.print(table.rich())
-    console.print()
-    for remark in remarks(report):
-        console.print(Text(remark))
 
 
 def write(report: Report, out: Path) -> None:

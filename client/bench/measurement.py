@@ -14,7 +14,6 @@ from client.bench.gpu_memory import gpu_use
 from client.bench.load import LoadDriver, LoadRecord
 from client.bench.machine import this_machine
 from client.bench.process_use import metered, process_names
-from client.bench.progress import BenchProgress
 from client.bench.report import MeasuredVoice, Report
 from client.bench.sound import question, voice_example
 from client.channel import open_channel
@@ -22,6 +21,7 @@ from client.clock import WallClock
 from client.connection import Mesh, connect
 from client.errors import ClientError, InputError, MeshError
 from client.pcm import USER_RATE_HZ
+from client.run_progress import RunProgress
 from client.supervisor import LineSink, running_mesh
 
 
@@ -32,7 +32,7 @@ class Measurement:
     report: Report
     access: Access
     with_engines: bool
-    progress: BenchProgress
+    progress: RunProgress
     log: LineSink
 
     async def run(self) -> None:
@@ -79,7 +79,8 @@ class Measurement:
 
     async def _measure_load(self, line: Line, record: LoadRecord, first_seed: int, names: Mapping[int, str]) -> None:
         self.report.records.append(record)
-        self.progress.begin(record.load, line.shape.frame_count)
+        load = record.load
+        self.progress.begin(load.label, (load.turn_count + load.warm_up_count) * line.shape.frame_count)
         driver = LoadDriver(line, record, first_seed)
         await driver.warm_up()
         async with metered(names, record.processes):

@@ -7,24 +7,22 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from client.access import Access
 from client.audio_file import write_audio
-from client.bench.command import WIDTH, make_folder
 from client.call.report import check_json_writable, write_json
 from client.errors import ClientError, InputError
 from client.evaluate.evaluation import Evaluation
 from client.evaluate.evaluation_set import EvaluationSet
 from client.evaluate.examination import Answer
-from client.evaluate.progress import EvaluationProgress
 from client.evaluate.report import Report, described, json_text
 from client.evaluate.requirement import Requirement
 from client.evaluate.settings import EvaluationSettings
 from client.evaluate.tables import faults_table, remarks, scores_table
 from client.interruption import run
 from client.mesh_settings import MeshSettings
-from client.reply_display import printable
+from client.report_output import make_folder, show
+from client.run_progress import RunProgress
 from client.service_log import open_log
 
 
@@ -60,13 +58,14 @@ def evaluate(
     )
     stopped: ClientError | None = None
     try:
-        with open_log(logs) as log, EvaluationProgress(Console(stderr=True)) as progress:
+        with open_log(logs) as log, RunProgress(Console(stderr=True), "replies") as progress:
             run(Evaluation(report, access, progress, log).run())
     except ClientError as error:
         if not report.judged:
             raise
         stopped = error
-    show(report)
+    filled = [table for table in (scores_table(report), faults_table(report)) if table.rows]
+    show(described(report), filled, remarks(report))
     if json is not None:
         write_json(json, json_text(report))
     if out is not None:
@@ -83,22 +82,6 @@ def check_requirements(requirements: tuple[Requirement, ...], asked: EvaluationS
         if requirement.group is not None and requirement.group not in asked.groups:
             groups = ", ".join(asked.groups)
             raise InputError(f"--require: there is no group {requirement.group} in the set; there are {groups}")
-
-
-def show(report: Report) -> None:
-    """Prints the report."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
-    for name, text in described(report):
-        console.print(Text.assemble((f"{name}: ", "bold"), printable(text)))
-    for table in (scores_table(report), faults_table(report)):
-        if table.rows:
-            console.print()
-            console.print(table.rich())
-    console.print()
-    for remark in remarks(report):
-        console.print(Text(remark))
 
 
 def write_folder(report: Report, out: Path) -> None:

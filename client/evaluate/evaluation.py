@@ -11,9 +11,9 @@ from client.connection import Mesh, connect
 from client.errors import ClientError, InputError
 from client.evaluate.examination import Answer, Examination
 from client.evaluate.judgement import Judge
-from client.evaluate.progress import EvaluationProgress
 from client.evaluate.report import Report
 from client.evaluate.voice_examples import voice_examples
+from client.run_progress import RunProgress
 from client.supervisor import LineSink, running_mesh
 from client.voice import Voice
 
@@ -24,7 +24,7 @@ class Evaluation:
 
     report: Report
     access: Access
-    progress: EvaluationProgress
+    progress: RunProgress
     log: LineSink
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""How far a benchmark is, on the terminal of stderr; where that is none, nothing."""
+"""How far a run is, on the terminal of stderr; where that is none, nothing."""
 
 from types import TracebackType
 from typing import Self
@@ -6,21 +6,20 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from client.bench.load import Load
 from client.reply_display import printable
 
 REFRESHES_PER_SECOND = 2
-"""Seldom: the driver shares the machine with what it measures."""
+"""Seldom: the machine may be the mesh's too, and the mesh is measured."""
 
 
-class BenchProgress:
-    """A bar of the frames that a load is to give."""
+class RunProgress:
+    """A bar of what a run counts: `unit` is its name, in the plural."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, unit: str) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} frames"),
+            TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -42,19 +41,18 @@ class BenchProgress:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Tells what is going on where no frames are counted."""
+        """Tells what is going on where nothing is counted."""
         if self._console.is_terminal:
             self._progress.print(printable(text), style="dim", markup=False, highlight=False)
 
-    def begin(self, load: Load, frames_per_reply: int) -> None:
-        """A load begins, its warm-up first."""
-        total = (load.turn_count + load.warm_up_count) * frames_per_reply
-        self._progress.reset(self._task, description=load.label, total=total, visible=True)
+    def begin(self, name: str, total: int) -> None:
+        """So many are to come."""
+        self._progress.reset(self._task, description=name, total=total, visible=True)
 
-    def advance(self, frame_count: int) -> None:
-        """Frames came."""
-        self._progress.advance(self._task, frame_count)
+    def advance(self, count: int = 1) -> None:
+        """Some came."""
+        self._progress.advance(self._task, count)
 
     def finish(self) -> None:
-        """No frames are counted any more."""
+        """Nothing is counted any more."""
         self._progress.update(self._task, visible=False)
