@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,8 +44,8 @@ def disturbed(samples: Samples, chance: np.random.Generator) -> Samples:
 
 def _turned(samples: Samples, speed: float) -> Samples:
     """A clip as a record gives it that turns at this speed."""
-    places = np.arange(0, len(samples) - 1, speed)
-    return np.interp(places, np.arange(len(samples)), samples).astype(np.float32)
+    turned: Samples = soxr.resample(samples, USER_RATE_HZ * speed, USER_RATE_HZ)
+    return turned
 
 
 def surrounded(
