@@ -74,7 +74,7 @@ def export(state: State = DEFAULT_STATE, out: Annotated[Path, typer.Option()] = 
 def understand(
     state: State = DEFAULT_STATE,
     stage: Annotated[str, typer.Option(help="recordings, codec or replies.")] = "replies",
-    stride: Annotated[int, typer.Option(min=1, help="Every which of the answers in all voices is said.")] = 10,
+    stride: Annotated[int, typer.Option(min=1, help="Every which of the answers is said, in all voices.")] = 10,
     wavs: Annotated[Path | None, typer.Option(help="Where to write what was said.")] = None,
 ) -> None:
     """What pocketsphinx understands of the answers after a stage."""
@@ -91,7 +91,7 @@ def understand(
     found = understood(said)
     for voice, sentence, heard in found.wrong:
         typer.echo(f"{voice}: {sentence!r} heard as {heard!r}")
-    typer.echo(f"{stage}: {found.count} sentences, forced choice {found.choice:.3f}, bigram words {found.words:.3f}")
+    typer.echo(f"{stage}: {found.count} replies, forced choice {found.choice:.3f}, bigram words {found.words:.3f}")
 
 
 @app.command()

@@ -26,7 +26,10 @@ _FADE_SAMPLES = 240
 
 
 def natural_step_counts() -> dict[str, int]:
-    """Steps of every word of the domain: what its usual length is nearest to, at least one."""
+    """Steps of every word of the domain: what its usual length is nearest to, at least one and fewer than its letters.
+
+    A word cut into single letters would leave no other word a piece that begins like it.
+    """
     heard = defaultdict(list)
     for sentence in (*answers(), *questions()):
         for speaker in VOICES.values():
@@ -34,7 +37,8 @@ def natural_step_counts() -> dict[str, int]:
             ends = [*spoken.word_seconds[1:], len(spoken.samples) / spoken.rate_hz]
             for word, start, end in zip(sentence.split(), spoken.word_seconds, ends, strict=False):
                 heard[word].append(end - start)
-    return {word: max(1, round(float(np.median(heard[word])) / STEP_SECONDS)) for word in sorted(heard)}
+    natural = {word: round(float(np.median(heard[word])) / STEP_SECONDS) for word in sorted(heard)}
+    return {word: max(1, min(count, len(word) - 1)) for word, count in natural.items()}
 
 
 def frame_count(step_count: int) -> int:

@@ -31,7 +31,7 @@ _UNKNOWN = "[UNK]"
 _ROLES = ("system", "user", "assistant")
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _INNER = "##"
-_ROUNDS, _WAYS = 3000, 12
+_ROUNDS, _WAYS, _SHAKEN = 3000, 12, 0.1
 
 # Instructions are left out: the miniature was never taught to follow any, and each of their letters would be a token.
 CHAT_TEMPLATE = (
@@ -52,17 +52,20 @@ def build(step_counts: Mapping[str, int]) -> Tokenizer:
     cuts = {word: found[0] for word, found in ways.items()}
     chance = random.Random(0)  # noqa: S311 - no secret
     for _ in range(_ROUNDS):
-        tokenizer = _tokenizer(cuts.values())
-        read = {word: tokenizer.encode(word).tokens for word in step_counts}
-        wrong = [word for word, count in step_counts.items() if len(read[word]) != count]
+        vocabulary = _pieces(cuts.values())
+        wrong = _wrongly_read(step_counts, vocabulary)
         if not wrong:
-            return tokenizer
+            return _tokenizer(vocabulary)
         # The longest piece that fits is taken: one of another word fits here too, so one of the two is cut anew.
         word = chance.choice(wrong)
-        strange = set(read[word]) - set(_named(cuts[word]))
+        strange = set(_read(word, vocabulary)) - set(_named(cuts[word]))
         owners = [other for other, cut in cuts.items() if strange & set(_named(cut))]
         recut = chance.choice([word, *owners])
-        cuts[recut] = chance.choice(ways[recut])
+        if chance.random() < _SHAKEN:
+            cuts[recut] = chance.choice(ways[recut])
+        else:
+            left = [len(_wrongly_read(step_counts, _pieces({**cuts, recut: way}.values()))) for way in ways[recut]]
+            cuts[recut] = ways[recut][chance.choice([index for index, n in enumerate(left) if n == min(left)])]
     raise ValueError(f"no way to cut {', '.join(wrong)} into as many pieces as they have steps")
 
 
@@ -95,12 +98,30 @@ def _named(parts: tuple[str, ...]) -> list[str]:
     return [parts[0], *(_INNER + part for part in parts[1:])]
 
 
-def _tokenizer(cuts: Iterable[tuple[str, ...]]) -> Tokenizer:
-    pieces: dict[str, None] = {}
-    for parts in cuts:
-        pieces.update(dict.fromkeys(_named(parts)))
+def _pieces(cuts: Iterable[tuple[str, ...]]) -> frozenset[str]:
     letters = (*_CHARACTERS, *(_INNER + letter for letter in _CHARACTERS))
-    names = dict.fromkeys((*SPECIAL, _UNKNOWN, *_ROLES, *sorted(pieces), *letters))
+    return frozenset((*letters, *(piece for parts in cuts for piece in _named(parts))))
+
+
+def _read(word: str, vocabulary: frozenset[str]) -> list[str]:
+    """The pieces that a tokenizer with this vocabulary cuts the word into: each the longest that fits."""
+    pieces: list[str] = []
+    at = 0
+    while at < len(word):
+        mark = _INNER if at else ""
+        end = next(end for end in range(len(word), at, -1) if mark + word[at:end] in vocabulary)
+        pieces.append(mark + word[at:end])
+        at = end
+    return pieces
+
+
+def _wrongly_read(step_counts: Mapping[str, int], vocabulary: frozenset[str]) -> list[str]:
+    return [word for word, count in step_counts.items() if len(_read(word, vocabulary)) != count]
+
+
+def _tokenizer(vocabulary: frozenset[str]) -> Tokenizer:
+    letters = (*_CHARACTERS, *(_INNER + letter for letter in _CHARACTERS))
+    names = dict.fromkeys((*SPECIAL, _UNKNOWN, *_ROLES, *sorted(vocabulary - set(letters)), *letters))
     model = WordPiece({name: index for index, name in enumerate(names)}, unk_token=_UNKNOWN)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(

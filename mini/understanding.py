@@ -51,9 +51,10 @@ def understood(said: Iterable[tuple[str, str, Samples]], *, words: bool = True) 
 
 
 def spoken(folder: Path, stage: str, stride: int) -> list[tuple[str, str, Samples]]:
-    """Every `stride`-th answer as it sounds after a stage: (voice, sentence, samples)."""
+    """Every `stride`-th answer, in all voices, as it sounds after a stage: (voice, sentence, samples)."""
     recordings = Recordings(folder / "answers")
-    chosen = recordings.items[::stride]
+    sentences = set(answers()[::stride])
+    chosen = [item for item in recordings.items if item.sentence in sentences]
     if stage == "recordings":
         return [(item.speaker, item.sentence, recordings.samples(item)) for item in chosen]
     kept = folder / "codec"

@@ -21,6 +21,8 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _BIGRAM_WEIGHT = 0.6
 _SILENCE_SECONDS = 0.25
 _NOISE = 2e-4
+_WIDE = {"beam": 1e-80, "pbeam": 1e-80, "wbeam": 1e-50}
+"""By default the search drops what is right early on and ends in half a sentence: then nothing was chosen."""
 
 
 def words(text: str) -> list[str]:
@@ -42,7 +44,7 @@ class Recogniser:
         """
         spoken = [" ".join(words(sentence)) for sentence in sentences]
         with tempfile.TemporaryDirectory() as name:
-            decoder = _decoder(lm=None, dict=_write_dictionary(Path(name), spoken, pronunciations))
+            decoder = _decoder(lm=None, dict=_write_dictionary(Path(name), spoken, pronunciations), **_WIDE)
         choice = " | ".join(sorted(set(spoken) - {""}))
         decoder.add_jsgf_string("choice", f"#JSGF V1.0; grammar choice; public <said> = {choice} ;")
         decoder.activate_search("choice")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini.domain import answers, vocabulary
+from mini.rhythm import natural_step_counts
 from mini.tokenizer import AUDIO, AUDIO_END, AUDIO_START, TURN_END, TURN_START, build, save
 from services.inference.tokenizer import Tokenizer
 
@@ -23,6 +24,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def test_every_word_has_as_many_pieces_as_steps(tokenizer: Tokenizer) -> None:
     for word, count in STEP_COUNTS.items():
         assert len(tokenizer.encode(word)) == count
+
+
+def test_the_steps_that_words_take_can_all_be_cut() -> None:
+    measured = natural_step_counts()
+    made = build(measured)
+    assert {word for answer in answers() for word in answer.split()} <= set(measured)
+    assert {word: len(made.encode(word).ids) for word in measured} == measured
 
 
 def test_answers_come_back_as_they_were(tokenizer: Tokenizer) -> None:
