@@ -111,16 +111,16 @@ def questions(
 
 @app.command()
 def make(state: State = DEFAULT_STATE) -> None:
-    """All of it, on two cores: the reasoner on one, codec and speech on the other."""
+    """All of it, on two cores: the reasoner on one, codec and speech on the other, then each on both."""
     recordings(state)
     beside = subprocess.Popen([sys.executable, "-m", "mini", "reasoner", "--state", str(state)])
     try:
         codec(state)
         speech(state)
     finally:
-        failed = beside.wait()
-    if failed:
-        raise typer.Exit(failed)
+        beside.terminate()
+        beside.wait()
+    reasoner(state, threads=2)  # what is left of it; what went wrong beside does so again
     join(state, threads=2)
     export(state)
 

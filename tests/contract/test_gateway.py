@@ -210,7 +210,7 @@ async def test_a_request_is_a_line_with_ids_and_no_content_and_is_counted(
             assert answer.status_code == 200
             await client.get("/secret/path")
             await client.get("/v1/models/secret")
-            await client.request("BREW", "/v1/models")
+            await client.request("PURGE", "/v1/models")
             await client.get("/health")
             metrics = (await client.get("/metrics")).text
     told = [line for line in lines if line["event"] == "request"]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import grpc
@@ -15,7 +15,7 @@ from client.session_settings import SessionSettings
 from services.gateway.chat.conversation import Conversation
 from services.gateway.chat.request import ChatRequest
 from services.gateway.errors import Refusal, mesh_refusal
-from services.gateway.voice_names import OPENAI_VOICES, VoiceNames
+from services.gateway.voice_names import OPENAI_VOICES
 
 FIELDS = {
     "open.sampling.temperature": "temperature",
@@ -37,10 +37,8 @@ async def replying(mesh: Mesh, asked: ChatRequest, conversation: Conversation) -
 
     The session is cancelled when the block is left by an exception.
     """
-    settings = session_settings(asked, conversation)
-    if isinstance(settings.voice, str) and settings.voice in OPENAI_VOICES:
-        settings = replace(settings, voice=(await VoiceNames.of(mesh)).answering(settings.voice))
-    async with mesh.open_session(settings) as session:
+    async with AsyncExitStack() as stack:
+        session = await _open_session(stack, mesh, session_settings(asked, conversation))
         for part in conversation.turn:
             if isinstance(part, str):
                 await session.send_text(part)
@@ -49,6 +47,17 @@ async def replying(mesh: Mesh, asked: ChatRequest, conversation: Conversation) -
         await session.end_turn()
         await session.end()
         yield session
+
+
+async def _open_session(stack: AsyncExitStack, mesh: Mesh, settings: SessionSettings) -> Session:
+    try:
+        return await stack.enter_async_context(mesh.open_session(settings))
+    except MeshError as error:
+        named = settings.voice
+        if error.reason != "VOICE_NOT_FOUND" or not isinstance(named, str) or named not in OPENAI_VOICES:
+            raise
+    # To ask for the voices first would be a round trip more before every reply.
+    return await stack.enter_async_context(mesh.open_session(replace(settings, voice=None)))
 
 
 def session_settings(asked: ChatRequest, conversation: Conversation) -> SessionSettings:
