@@ -381,6 +381,13 @@ async def test_what_cannot_be_is_refused_with_the_field_that_is_wrong(http: http
             assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), body
 
 
+async def test_what_there_is_not_is_called_so_in_all_its_forms(http: httpx2.AsyncClient) -> None:
+    for stop in (".", [".", "!"]):
+        assert error_of(await ask(http, **HELLO, stop=stop))["message"] == "stop: this is not supported"
+    for stop in (None, "", []):
+        assert (await ask(http, **HELLO, stop=stop)).status_code == 200
+
+
 async def test_odd_bodies_are_refused(http: httpx2.AsyncClient) -> None:
     json_type = {"Content-Type": "application/json"}
     for content, headers in (

@@ -23,6 +23,16 @@ def _never(is_asked: bool) -> bool:
 Never = Annotated[bool, AfterValidator(_never), WithJsonSchema({"type": "boolean", "const": False})]
 
 
+def _nowhere(stops: str | list[str]) -> str | list[str]:
+    if stops:
+        raise ValueError("this is not supported")
+    return stops
+
+
+NO_STOP = {"anyOf": [{"type": "string", "maxLength": 0}, {"type": "array", "maxItems": 0}]}
+NoStop = Annotated[str | list[str], AfterValidator(_nowhere), WithJsonSchema(NO_STOP)]
+
+
 class Asked(BaseModel):
     """What clients send: fields of the types that are told, without conversion; others are left alone."""
 
@@ -192,7 +202,7 @@ class ChatRequest(Asked):
     response_format: ResponseFormat | None = None
     logprobs: Never | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
-    stop: Annotated[list[Any], Field(max_length=0)] | None = None
+    stop: NoStop | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
