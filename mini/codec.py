@@ -17,7 +17,7 @@ from mini.spectra import log_mel, mel_distance, spectral_loss
 from mini.training import Plan, Scores, Training
 
 CONTINUOUS = Plan("codec_continuous", steps=6200, learning_rate=1e-3, clip=2.0, weight_decay=1e-3)
-DECODER = Plan("codec_decoder", steps=15000, learning_rate=8e-4, clip=2.0, weight_decay=1e-3)
+DECODER = Plan("codec_decoder", steps=9000, learning_rate=8e-4, clip=2.0, weight_decay=1e-3)
 
 _BATCH, _CROP_FRAMES = 4, 12
 _PATCH_BANDS, _PATCH_COLUMNS = 40, 8
