@@ -613,10 +613,7 @@ def bench_command(
     mesh = MeshSettings(
         checkpoint=checkpoint, device=device, dtype=dtype, placement=placement, slots=slots, threads=threads
     )
-    if address is not None and (mesh != MeshSettings(checkpoint=BENCH_CHECKPOINT) or engine or logs):
-        raise InputError(
-            "--address is a mesh that runs already: give neither what one is started with, nor --engine or --logs"
-        )
+    own_mesh = mesh_to_start(address, mesh, MeshSettings(checkpoint=BENCH_CHECKPOINT), engine=engine, logs=bool(logs))
     settings = BenchSettings(
         shape=ReplyShape.of(frames, steps, user_seconds),
         loads=read_loads(sessions, rate, reply_count=replies, is_live=live, duration_seconds=duration),
@@ -624,10 +621,8 @@ def bench_command(
         voice_seconds=voice_seconds,
         is_flatness_asked=flatness,
     )
-    if address is None:
-        check_server_installed()
     # A mesh of its own asks for nothing.
-    access, own_mesh = (Access(), mesh) if address is None else (context.obj, None)
+    access = context.obj if own_mesh is None else Access()
     bench(settings, own_mesh, address or "", access=access, with_engines=engine, out=out, logs=logs)
 
 
@@ -696,8 +691,7 @@ def evaluate_command(
     mesh = MeshSettings(
         checkpoint=checkpoint, device=device, dtype=dtype, placement=placement, slots=slots, threads=threads
     )
-    if address is not None and (mesh != MeshSettings() or logs):
-        raise InputError("--address is a mesh that runs already: give neither what one is started with, nor --logs")
+    own_mesh = mesh_to_start(address, mesh, MeshSettings(), logs=bool(logs))
     settings = EvaluationSettings(
         voice=voice,
         temperature=temperature,
@@ -706,10 +700,8 @@ def evaluate_command(
         voices=voices,
     )
     requirements = read_requirements(require)
-    if address is None:
-        check_server_installed()
     # A mesh of its own asks for nothing.
-    access, own_mesh = (Access(), mesh) if address is None else (context.obj, None)
+    access = context.obj if own_mesh is None else Access()
     with opened_set(inputs or ()) as asked:
         evaluate(asked, settings, requirements, own_mesh, address or "", access=access, json=json, out=out, logs=logs)
 
@@ -753,6 +745,22 @@ def service_reporter(console: Console) -> Callable[[ServiceEvent], None]:
         )
 
     return report
+
+
+def mesh_to_start(
+    address: str | None, asked: MeshSettings, default: MeshSettings, **other_options: bool
+) -> MeshSettings | None:
+    """The mesh that is started for a run, None where one runs already; then none of what one is started with is given.
+
+    `other_options`: by their names, those that are for a mesh of its own alone, and whether they were given.
+    """
+    if address is None:
+        check_server_installed()
+        return asked
+    if asked != default or any(other_options.values()):
+        names = " or ".join(f"--{name}" for name in other_options)
+        raise InputError(f"--address is a mesh that runs already: give neither what one is started with, nor {names}")
+    return None
 
 
 def chosen_voice(name: str | None, audio: Path | None, text: str | None) -> str | VoiceExample | None:
