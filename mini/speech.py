@@ -24,7 +24,7 @@ from mini.tokenizer import TEXT_END, TEXT_START, TURN_END, build
 from mini.training import Plan, Scores, Training
 
 SPEECH = Plan("speech", steps=5500, learning_rate=2e-3, weight_decay=0.02)
-JOINED = Plan("speech_joined", steps=8000, learning_rate=2e-3, warmup=50, weight_decay=0.02)
+JOINED = Plan("speech_joined", steps=6000, learning_rate=2e-3, warmup=50, weight_decay=0.02)
 """With the reasoner's states, once there are any: before, zeros stand for them, so that both can be trained at once."""
 
 LEVEL_WEIGHTS = (2.0, 1.5, 1.0, 0.6, 0.4, 0.3, 0.2, 0.2)
