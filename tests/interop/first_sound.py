@@ -1,7 +1,6 @@
 """How much later a reply's first sound comes through socket and chat than over gRPC, of one mesh, turn about.
 
-Socket: the prompt is known when the turn ends. Chat: all is said at once, a session each, over open connections; by
-OpenAI's client, whose own work is part of it, and in bare HTTP as curl speaks it.
+Socket: the prompt is known when the turn ends. Chat: all is said at once, a session each, over open connections.
 
 Arguments: the orchestrator's address, and the base URL (…/v1).
 """
@@ -11,7 +10,6 @@ import json
 import statistics
 import sys
 import time
-from urllib.parse import urlsplit
 
 import websockets
 from openai import AsyncOpenAI
@@ -83,27 +81,6 @@ async def over_chat(openai: AsyncOpenAI) -> float:
     raise RuntimeError("no sound came")
 
 
-async def over_http(base_url: str) -> float:
-    url = urlsplit(base_url)
-    reader, writer = await asyncio.open_connection(url.hostname, url.port)
-    asked = {
-        "model": "chroma-4b",
-        "modalities": ["text", "audio"],
-        "audio": {"voice": "ash", "format": "pcm16"},
-        "messages": [{"role": "user", "content": TYPED}],
-        "stream": True,
-    }
-    body = json.dumps(asked).encode()
-    head = f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
-    began_at = time.perf_counter()
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    await reader.readuntil(b'"data":"')
-    heard_at = time.perf_counter()
-    writer.close()
-    await writer.wait_closed()
-    return heard_at - began_at
-
-
 async def until(socket: websockets.ClientConnection, kind: str) -> None:
     while json.loads(await socket.recv())["type"] != kind:
         pass
@@ -111,7 +88,7 @@ async def until(socket: websockets.ClientConnection, kind: str) -> None:
 
 async def main(address: str, base_url: str) -> None:
     url = f"{base_url.replace('http', 'ws', 1)}/realtime"
-    grpc_seconds, socket_seconds, at_once_seconds, chat_seconds, http_seconds = [], [], [], [], []
+    grpc_seconds, socket_seconds, at_once_seconds, chat_seconds = [], [], [], []
     async with (
         connect(address) as mesh,
         mesh.session() as session,
@@ -123,14 +100,7 @@ async def main(address: str, base_url: str) -> None:
             socket_seconds.append(await over_socket(socket))
             at_once_seconds.append(await over_grpc_at_once(mesh))
             chat_seconds.append(await over_chat(openai))
-            http_seconds.append(await over_http(base_url))
-    ways = {
-        "gRPC": grpc_seconds,
-        "socket": socket_seconds,
-        "gRPC, at once": at_once_seconds,
-        "chat, OpenAI's client": chat_seconds,
-        "chat, bare HTTP": http_seconds,
-    }
+    ways = {"gRPC": grpc_seconds, "socket": socket_seconds, "gRPC, at once": at_once_seconds, "chat": chat_seconds}
     for name, (_, _, *seconds) in ways.items():
         median, *_, ninth = statistics.median(seconds), *statistics.quantiles(seconds, n=10)
         print(f"{name}: median {1000 * median:.1f} ms, p90 {1000 * ninth:.1f} ms")
