@@ -88,6 +88,6 @@ observe: setup ## a mesh under a real Prometheus (Debian's package), in peace an
 
 # Stopped at any time it goes on where it was: build/mini. Recordings are espeak-ng's: apt-get install espeak-ng.
 .PHONY: mini
-mini: setup ## the miniature checkpoint anew, in about 3 hours on two cores; needs espeak-ng
+mini: setup ## the miniature checkpoint anew, in about 2 hours on two cores; needs espeak-ng
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[server,dev,mini]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m mini make
