@@ -17,8 +17,8 @@ from client.evaluate.recogniser import Recogniser
 from client.mesh_settings import STAGES
 
 LEAST = {"exact": 0.9, "choice": 0.93, "answered": 0.9, "words": 0.75, "voice": 0.95, "ended": 1}
-"""Of the shipped set's 32 replies, greedily: two replies below what the shipped checkpoint does. What it is to reach is in
-mini/README.md with the figures of the whole evaluation."""
+"""Of the shipped set's 32 replies, greedily: two replies below what the shipped checkpoint does. What it is to reach is
+in mini/README.md with the figures of the whole evaluation."""
 
 QUESTIONS = Path(str(resources.files("mini") / "questions"))
 
