@@ -31,6 +31,8 @@ _UNKNOWN = "[UNK]"
 _ROLES = ("system", "user", "assistant")
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _INNER = "##"
+_LETTERS = (*_CHARACTERS, *(_INNER + letter for letter in _CHARACTERS))
+"""Always in the vocabulary, so that any word can be read."""
 _ROUNDS, _WAYS, _SHAKEN = 3000, 12, 0.1
 
 # Instructions are left out: the miniature was never taught to follow any, and each of their letters would be a token.
@@ -99,8 +101,7 @@ def _named(parts: tuple[str, ...]) -> list[str]:
 
 
 def _pieces(cuts: Iterable[tuple[str, ...]]) -> frozenset[str]:
-    letters = (*_CHARACTERS, *(_INNER + letter for letter in _CHARACTERS))
-    return frozenset((*letters, *(piece for parts in cuts for piece in _named(parts))))
+    return frozenset((*_LETTERS, *(piece for parts in cuts for piece in _named(parts))))
 
 
 def _read(word: str, vocabulary: frozenset[str]) -> list[str]:
@@ -120,8 +121,7 @@ def _wrongly_read(step_counts: Mapping[str, int], vocabulary: frozenset[str]) ->
 
 
 def _tokenizer(vocabulary: frozenset[str]) -> Tokenizer:
-    letters = (*_CHARACTERS, *(_INNER + letter for letter in _CHARACTERS))
-    names = dict.fromkeys((*SPECIAL, _UNKNOWN, *_ROLES, *sorted(vocabulary - set(letters)), *letters))
+    names = dict.fromkeys((*SPECIAL, _UNKNOWN, *_ROLES, *sorted(vocabulary - set(_LETTERS)), *_LETTERS))
     model = WordPiece({name: index for index, name in enumerate(names)}, unk_token=_UNKNOWN)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(

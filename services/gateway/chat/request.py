@@ -13,24 +13,17 @@ MAXIMUM_UINT32 = 2**32 - 1
 Modality = Literal["text", "audio"]
 
 
-def _never(is_asked: bool) -> bool:
-    if is_asked:
+def _nothing(value: Any) -> Any:
+    if value:
         raise ValueError("this is not supported")
-    return is_asked
+    return value
 
 
 # Literal[False] would take a 0 as well.
-Never = Annotated[bool, AfterValidator(_never), WithJsonSchema({"type": "boolean", "const": False})]
-
-
-def _nowhere(stops: str | list[str]) -> str | list[str]:
-    if stops:
-        raise ValueError("this is not supported")
-    return stops
-
+Never = Annotated[bool, AfterValidator(_nothing), WithJsonSchema({"type": "boolean", "const": False})]
 
 NO_STOP = {"anyOf": [{"type": "string", "maxLength": 0}, {"type": "array", "maxItems": 0}]}
-NoStop = Annotated[str | list[str], AfterValidator(_nowhere), WithJsonSchema(NO_STOP)]
+NoStop = Annotated[str | list[str], AfterValidator(_nothing), WithJsonSchema(NO_STOP)]
 
 
 class Asked(BaseModel):
