@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from services.orchestrator.clock import Clock
 from services.orchestrator.stages import ReplicaSlots, Stages
 from services.orchestrator.turn_parts import STAGES, Stage
 from services.runtime.errors import MeshError
@@ -27,6 +28,9 @@ EMPTY_ROUND_SECONDS = 0.2
 ASKS_EACH = 3
 # Rounds without an answer after which a replica is gone.
 MISSED_ROUNDS = 3
+# How long a stage without a replica is waited for. One that says that it is ready again is found within this time: a
+# channel that leads to nobody is opened anew every two seconds.
+EMPTY_WAIT_SECONDS = 3.0
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Capacity:
         self._share_count = share_count
         self._on_round = on_round
         self._known: dict[Stage, dict[str, KnownReplica]] = {stage: {} for stage in STAGES}
+        self._is_whole = asyncio.Event()
 
     def narrowest(self) -> tuple[Stage, int]:
         """The stage that carries the fewest sessions of this orchestrator, and how many that are.
@@ -64,17 +69,22 @@ class Capacity:
             for stage in STAGES:
                 tasks.create_task(self._round(stage))
 
+    async def until_whole(self, clock: Clock) -> None:
+        """Returns when every stage has a replica, or after three seconds; at once if none lacks one."""
+        if not self._is_whole.is_set():
+            await clock.wait(self._is_whole, EMPTY_WAIT_SECONDS)
+
     async def learn_first(self) -> None:
         """Asks until a replica of every stage has answered: before, there is room for nobody."""
         await self.learn()
-        while not all(self._known.values()):
+        while not self._is_whole.is_set():
             await asyncio.sleep(EMPTY_ROUND_SECONDS)
             await self.learn()
 
     async def watch(self) -> None:
         """Goes on asking until cancelled."""
         while True:
-            await asyncio.sleep(ROUND_SECONDS if all(self._known.values()) else EMPTY_ROUND_SECONDS)
+            await asyncio.sleep(ROUND_SECONDS if self._is_whole.is_set() else EMPTY_ROUND_SECONDS)
             await self.learn()
 
     async def _round(self, stage: Stage) -> None:
@@ -95,6 +105,10 @@ class Capacity:
             if known[name].missed_count == MISSED_ROUNDS:
                 del known[name]
         known.update(heard)
+        if all(self._known.values()):
+            self._is_whole.set()
+        else:
+            self._is_whole.clear()
         now = self._slot_count(stage)
         if now != before:
             structlog.get_logger().info("slots counted", of=stage, slot_count=now, replica_count=len(known))

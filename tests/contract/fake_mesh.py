@@ -317,6 +317,7 @@ async def serving(
     service: str = "",
     gate: Gate | None = None,
     writer: SpanWriter | None = None,
+    address: str = "127.0.0.1:0",
 ) -> AsyncIterator[tuple[str, Any]]:
     """A server of the mesh without the parts that cost a test time: metrics, signals, reflection."""
     gate = gate or Gate()
@@ -328,7 +329,7 @@ async def serving(
     checks = health.aio.HealthServicer()
     await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
     try:
         yield f"127.0.0.1:{port}", server

@@ -1,6 +1,5 @@
 """A mesh of fake stages whose front asks for API keys."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,19 +16,6 @@ from services.runtime.api_keys import ApiKeys
 from services.runtime.server import running
 from services.runtime.settings import ServiceSettings
 from tests.contract import fake_mesh
-
-
-class StillClock:
-    """Stands still but for what the test adds."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        await event.wait()
 
 
 class KeyFile:

@@ -16,13 +16,16 @@ from chroma_mesh.types.v1 import types_pb2
 
 from client import MeshError, connect
 from client.events import FinishReason, ReplyEnded
+from services.orchestrator.capacity import EMPTY_WAIT_SECONDS
 from services.orchestrator.idle_limit import IdleLimit
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.session import Session
 from services.orchestrator.stages import StageCall
 from tests.contract.fake_mesh import Conversation, Mesh, serving, tone
+from tests.contract.still_clock import StillClock
 
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+SPEECH = "chroma_mesh.speech.v1.SpeechService"
 SLOTS = 3
 # CHROMA_TEST_CONNECTS=1000 for the long run.
 CONNECT_COUNT = int(os.environ.get("CHROMA_TEST_CONNECTS", "60"))
@@ -117,6 +120,41 @@ async def test_a_session_that_was_admitted_goes_on_though_others_have_taken_its_
         await admitted.end()
 
 
+async def test_a_session_that_opens_while_a_stage_starts_again_waits_for_it() -> None:
+    clock = StillClock()
+    async with Mesh().running(clock=clock) as mesh:
+        alone = await reply(mesh, 0)
+        await lose_speech(mesh)
+        opening = asyncio.create_task(reply(mesh, 0))
+        while not mesh.count("sessions_in_use"):
+            await mesh.stub.ListVoices(pb.ListVoicesRequest())
+        async with serving(*stage_adders(mesh.speech), service=SPEECH, address=mesh.settings.speech_address):
+            assert await opening == alone
+        assert mesh.count("sessions_refused_total", reason="NO_CAPACITY") == 0
+
+
+async def test_a_session_is_refused_when_a_stage_does_not_come_back() -> None:
+    clock = StillClock()
+    async with Mesh().running(clock=clock) as mesh:
+        await lose_speech(mesh)
+        opening = asyncio.create_task(refusal(mesh))
+        while not mesh.count("sessions_in_use"):
+            await mesh.stub.ListVoices(pb.ListVoicesRequest())
+        while not opening.done():
+            clock.move(EMPTY_WAIT_SECONDS)
+            await asyncio.sleep(0)
+        error = await opening
+        assert (error.code, error.reason) == (RESOURCE_EXHAUSTED, "NO_CAPACITY")
+        assert "no replica of the speech stage answers" in str(error)
+        assert error.retry_seconds
+
+
+async def lose_speech(mesh: Mesh) -> None:
+    """Ends the speech stage's server; returns when the orchestrator counts it no more."""
+    await mesh.servers["speech"].stop(None)
+    await until_capacity(mesh, 0)
+
+
 async def test_the_orchestrators_limit_is_a_limit_too() -> None:
     async with Mesh().running(session_limit=1) as mesh, mesh.converse():
         assert (await refusal(mesh)).reason == "SESSIONS_IN_USE"
@@ -139,10 +177,9 @@ async def test_the_replicas_of_a_stage_carry_sessions_together() -> None:
     mesh, other = Mesh(), Mesh()
     mesh.speech.capacity.slot_count, other.speech.capacity.slot_count = 1, 1
     other.speech.capacity.replica = "another"
-    name = "chroma_mesh.speech.v1.SpeechService"
     async with (
-        serving(*stage_adders(mesh.speech), service=name) as (first, _),
-        serving(*stage_adders(other.speech), service=name) as (second, _),
+        serving(*stage_adders(mesh.speech), service=SPEECH) as (first, _),
+        serving(*stage_adders(other.speech), service=SPEECH) as (second, _),
         mesh.running(speech_address=f"{first},{second}"),
     ):
         await until_capacity(mesh, 2)

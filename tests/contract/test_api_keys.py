@@ -24,7 +24,8 @@ from services.runtime.errors import PermissionDenied, from_rpc_error
 from services.runtime.file_value import FileUnusable
 from tests.conftest import BUILTIN_VOICES
 from tests.contract.fake_mesh import SAMPLES_PER_FRAME, FakeReasoner
-from tests.contract.keyed_mesh import KeyedMesh, KeyFile, StillClock, keyed_mesh
+from tests.contract.keyed_mesh import KeyedMesh, KeyFile, keyed_mesh
+from tests.contract.still_clock import StillClock
 
 UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, NOT_FOUND = (
     grpc.StatusCode.UNAUTHENTICATED,
@@ -286,7 +287,7 @@ async def test_what_was_said_is_answered_before_a_session_ends_for_want_of_audio
             assert error.retry_seconds == pytest.approx(wait_seconds)
             for call in (converse(carol), carol.add_voice("new", EXAMPLE)):
                 assert (await refused(call)).reason == "KEY_AUDIO_USED"
-            clock.time += wait_seconds + 0.001
+            clock.move(wait_seconds + 0.001)
             async with carol.session() as session:
                 assert (await ask(session)).frame_count == FRAME_COUNT
             # Another key has its own.

@@ -31,36 +31,12 @@ from tests.contract.fake_mesh import (
     no_hook,
     tone,
 )
+from tests.contract.still_clock import StillClock
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 RATE_HZ = 16_000
 FRAME_SECONDS = SAMPLES_PER_FRAME / 24_000
 MANUAL = pb.TurnDetection(manual=pb.ManualTurns())
-
-
-class StillClock:
-    """Stands still until the test moves it."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-        self._moved = asyncio.Event()
-
-    def now(self) -> float:
-        return self.time
-
-    def move(self, seconds: float) -> None:
-        self.time += seconds
-        self._moved.set()
-
-    async def wait(self, event: asyncio.Event, seconds: float) -> None:
-        deadline = self.time + seconds
-        while self.time < deadline and not event.is_set():
-            self._moved.clear()
-            async with asyncio.TaskGroup() as tasks:
-                waits = [tasks.create_task(it.wait()) for it in (self._moved, event)]
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for waiting in waits:
-                    waiting.cancel()
 
 
 class LoudnessDetector:

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.orchestrator import capacity as capacity_module
-from services.orchestrator.capacity import MISSED_ROUNDS, Capacity
+from services.orchestrator.capacity import EMPTY_WAIT_SECONDS, MISSED_ROUNDS, Capacity
 from services.orchestrator.stages import ReplicaSlots, Stages
 from services.orchestrator.turn_parts import STAGES, Stage
 from services.runtime.errors import Unavailable
+from tests.contract.still_clock import StillClock
+from tests.unit.orchestrator.fake_clock import FakeClock
 
 Replicas = dict[str, int]
 REPLICAS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 64), min_size=1)
@@ -83,6 +85,22 @@ async def test_an_orchestrator_is_not_ready_before_every_stage_has_answered(monk
     stages.replicas["codec"]["late"] = 3
     await learning
     assert capacity.narrowest() == ("codec", 3)
+
+
+async def test_who_waits_for_a_stage_without_a_replica_waits_until_one_is_there_or_the_time_is_up() -> None:
+    stages, clock = AnsweringStages({"codec": {}}), FakeClock()
+    capacity = capacity_of(stages)
+    await capacity.learn()
+    await capacity.until_whole(clock)
+    assert clock.waits == [EMPTY_WAIT_SECONDS]
+    waiting = asyncio.create_task(capacity.until_whole(StillClock()))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stages.replicas["codec"]["late"] = 3
+    await capacity.learn()
+    await waiting
+    await capacity.until_whole(clock)
+    assert clock.waits == [EMPTY_WAIT_SECONDS]
 
 
 async def test_a_new_replica_takes_part_and_a_lost_one_leaves() -> None:
