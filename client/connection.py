@@ -27,7 +27,8 @@ Answer = TypeVar("Answer")
 def connect(address: str | Sequence[str] = DEFAULT_ADDRESS, access: Access | None = None) -> "Mesh":
     """The mesh whose orchestrator listens at "host:port"; the connection is made on `async with`.
 
-    Of several addresses the first that answers is used for a session, and the others when its connection is lost.
+    Of several addresses the first that has room is used for a session, and the others when its connection is lost.
+    While none has and one can't be reached, all are tried again, for three seconds.
     `access` is for a mesh that asks for TLS or an API key. Its files are read on `async with`.
     """
     return Mesh(address, access)
@@ -46,11 +47,12 @@ class Mesh:
     def over(cls, channel: grpc.aio.Channel, address: str, api_key: str | None = None) -> Self:
         """A mesh behind a channel that is the caller's, to close too; it is connected, and not to be entered.
 
-        `address` is what errors call it; the key goes with every call, encrypted or not.
+        `address` is what errors call it; the key goes with every call, encrypted or not. The channel may lead to
+        several orchestrators in turn: a session that one of them does not take is offered to the next.
         """
-        mesh = cls(address)
+        mesh = cls((address, address))
         metadata = (("authorization", f"Bearer {api_key}"),)
-        mesh._channels = [KeyedChannel(channel, metadata) if api_key else channel]
+        mesh._channels = [KeyedChannel(channel, metadata) if api_key else channel] * 2
         return mesh
 
     async def __aenter__(self) -> Self:

@@ -24,7 +24,11 @@ FULL_REASONS = ("NO_CAPACITY", "SESSIONS_IN_USE")
 """An orchestrator has no room for another session; the next one may."""
 
 FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 2.0
-"""Between two attempts to go on with a session; doubled each time."""
+"""Between two attempts to go on with a session, or rounds of attempts to open one; doubled each time."""
+
+OPEN_SECONDS = 3.0
+"""How long a session that no orchestrator took is offered to all of them again, if one of them could not be reached:
+gRPC goes back to one that was just lost after up to 2 s."""
 
 RESUME_ANSWER_SECONDS = 5
 """The longest that an attempt may take."""
@@ -69,7 +73,7 @@ class Session:
         sound_format = settings.input_format
         heard_bytes = HEARD_SECONDS * sound_format.sample_rate_hz * sound_format.encoding.sample_bytes
         self._unkept = Unkept(settings.output_format.encoding.sample_bytes, heard_bytes if hears else None)
-        # Since anything came.
+        # Attempts since anything came.
         self._try_count = 0
         self._resumed_at = self._give_up_at = 0.0
         self._is_ended = False
@@ -82,17 +86,8 @@ class Session:
 
     async def __aenter__(self) -> Self:
         """Opens the session: returns when the mesh has accepted it."""
-        open_message = self.settings.open_message()
-        for is_last in (*(False for _ in self._fronts[1:]), True):
-            line = self._new_line()
-            try:
-                opened = await self._open(line, open_message)
-                break
-            except MeshError as error:
-                if is_last or not (error.code is grpc.StatusCode.UNAVAILABLE or error.reason in FULL_REASONS):
-                    raise
-            self._front_index += 1
-        self._line = line
+        line, opened = await self._opened_anywhere(self.settings.open_message())
+        self._line, self._try_count = line, 0
         self._unkept.token = opened.resume_token if self.settings.resume_seconds > 0 else ""
         self.id = opened.session_id
         self.samples_per_frame = opened.samples_per_frame
@@ -221,6 +216,31 @@ class Session:
             self._try_count = 0
             if self._unkept.receive(response):
                 return response
+
+    async def _opened_anywhere(
+        self, message: orchestrator_pb2.ConverseOpen
+    ) -> tuple[Line, orchestrator_pb2.ConverseOpened]:
+        """A call in which a new session is open, at the first orchestrator that takes it."""
+        loop = asyncio.get_running_loop()
+        give_up_at: float | None = None
+        while True:
+            refusals: list[MeshError] = []
+            for _ in self._fronts:
+                line = self._new_line()
+                try:
+                    return line, await self._open(line, message)
+                except MeshError as error:
+                    if not (error.code is grpc.StatusCode.UNAVAILABLE or error.reason in FULL_REASONS):
+                        raise
+                    refusals.append(error)
+                self._front_index += 1
+            give_up_at = loop.time() + OPEN_SECONDS if give_up_at is None else give_up_at
+            self._try_count += 1
+            is_lost = any(error.code is grpc.StatusCode.UNAVAILABLE and _may_try_again(error) for error in refusals)
+            if len(refusals) == 1 or not is_lost or loop.time() + self._retry_seconds() > give_up_at:
+                # One that has no room says more than one that says nothing.
+                raise next((error for error in refusals if error.reason in FULL_REASONS), refusals[-1])
+            await asyncio.sleep(self._retry_seconds())
 
     async def _go_on(self, line: Line, error: Failure) -> None:
         """Goes on with the session in another call, unless that has been done; MeshError when it cannot be."""

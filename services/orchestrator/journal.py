@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -143,22 +144,9 @@ class SqliteJournal:
     # All below run in the one thread.
 
     def _open(self) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-        database = sqlite3.connect(
-            ":memory:" if self._path is None else self._path, timeout=STORE_TIMEOUT_SECONDS, isolation_level=None
-        )
-        self._database = database
-        database.execute("PRAGMA secure_delete = ON")
-        database.execute("PRAGMA foreign_keys = ON")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("CREATE TABLE IF NOT EXISTS entry (key TEXT PRIMARY KEY, fence INTEGER, expires REAL)")
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS field (key TEXT REFERENCES entry ON DELETE CASCADE, name TEXT, data BLOB, "
-            "PRIMARY KEY (key, name))"
-        )
+        if self._path is not None and not self._path.exists():
+            _make_file(self._path)
+        self._database = _opened_database(":memory:" if self._path is None else self._path)
         self._purge()
 
     def _close(self) -> None:
@@ -242,6 +230,33 @@ class SqliteJournal:
         if count and self._path is not None:
             # What was deleted is still in the log of writes.
             self._opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _opened_database(path: Path | str) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=STORE_TIMEOUT_SECONDS, isolation_level=None)
+    database.execute("PRAGMA secure_delete = ON")
+    database.execute("PRAGMA foreign_keys = ON")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.execute("CREATE TABLE IF NOT EXISTS entry (key TEXT PRIMARY KEY, fence INTEGER, expires REAL)")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS field (key TEXT REFERENCES entry ON DELETE CASCADE, name TEXT, data BLOB, "
+        "PRIMARY KEY (key, name))"
+    )
+    return database
+
+
+def _make_file(path: Path) -> None:
+    """Makes a journal without entries, unless another process is faster.
+
+    It appears as a whole: of two who turn a new file into one with a log of writes, SQLite refuses one ("database is
+    locked"), and does not let it wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.") as made:  # 0600
+        _opened_database(made.name).close()
+        with suppress(FileExistsError):
+            os.link(made.name, path)
 
 
 # A fence that is not there yet is nobody else's.

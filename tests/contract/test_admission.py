@@ -14,19 +14,24 @@ from chroma_mesh.orchestrator.v1 import orchestrator_pb2_grpc
 from chroma_mesh.speech.v1 import speech_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 
+import client.session
 from client import MeshError, connect
+from client.connection import Mesh as ClientMesh
 from client.events import FinishReason, ReplyEnded
 from services.orchestrator.capacity import EMPTY_WAIT_SECONDS
 from services.orchestrator.idle_limit import IdleLimit
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.session import Session
 from services.orchestrator.stages import StageCall
+from services.runtime.channel import open_channel
 from tests.contract.fake_mesh import Conversation, Mesh, serving, tone
 from tests.contract.still_clock import StillClock
+from tests.faults.tcp_proxy import TcpProxy
 
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 SPEECH = "chroma_mesh.speech.v1.SpeechService"
 SLOTS = 3
+NOBODY = "127.0.0.1:9"  # nothing listens there
 # CHROMA_TEST_CONNECTS=1000 for the long run.
 CONNECT_COUNT = int(os.environ.get("CHROMA_TEST_CONNECTS", "60"))
 
@@ -291,3 +296,52 @@ async def test_the_sdk_goes_to_the_next_orchestrator_when_one_is_full() -> None:
         assert [ending.reason for ending in endings] == [FinishReason.STOP]
         assert free.count("replies_total", reason="stop") == 1
         assert full.count("sessions_refused_total", reason="SESSIONS_IN_USE") == 1
+
+
+async def test_the_sdk_tries_again_while_one_orchestrator_is_full_and_another_lost() -> None:
+    async with Mesh().running(session_limit=1) as full, TcpProxy.open() as lost:
+        lost.target = NOBODY
+        async with connect((full.address, lost.address)) as mesh:
+            async with full.converse() as session:
+                opening = asyncio.create_task(mesh.session().__aenter__())
+                while not full.count("sessions_refused_total", reason="SESSIONS_IN_USE"):
+                    await full.stub.ListVoices(pb.ListVoicesRequest())
+                await session.end()
+            other = await opening
+            assert other.address == full.address
+            await other.__aexit__(None, None, None)
+
+
+async def test_an_orchestrator_that_has_no_room_says_more_than_one_that_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client.session, "OPEN_SECONDS", 0.0)
+    async with Mesh().running(session_limit=1) as full, full.converse(), TcpProxy.open() as lost:
+        lost.target = NOBODY
+        for addresses in ((full.address, lost.address), (lost.address, full.address)):
+            async with connect(addresses) as mesh:
+                with pytest.raises(MeshError) as raised:
+                    await mesh.session().__aenter__()
+            assert (raised.value.code, raised.value.reason) == (RESOURCE_EXHAUSTED, "SESSIONS_IN_USE")
+
+
+async def test_behind_one_channel_a_session_finds_the_orchestrator_that_has_room() -> None:
+    async with (
+        Mesh().running(session_limit=1) as full,
+        Mesh().running() as free,
+        full.converse(),
+        open_channel(f"{full.address},{free.address}") as channel,
+    ):
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+        refused, opened = 0, 0
+        while not (refused and opened):  # until the channel leads to both
+            try:
+                async with Conversation(stub) as session:
+                    await session.end()
+                opened += 1
+            except grpc.aio.AioRpcError:
+                refused += 1
+        for _ in range(4):
+            async with ClientMesh.over(channel, full.address).session() as session:
+                assert session.id
+        assert full.count("sessions_refused_total", reason="SESSIONS_IN_USE") > refused

@@ -1,10 +1,11 @@
 """Every journal keeps the same promises."""
 
+import asyncio
 import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from glob import glob
 from pathlib import Path
 
@@ -92,6 +93,16 @@ async def test_two_who_share_a_place_have_one_journal(tmp_path: Path) -> None:
         assert taken == Entry(1, {"a": b"1"})
         with pytest.raises(Superseded):
             await one.write(KEY, 0, {"a": b"2"})
+
+
+async def test_many_who_open_a_new_file_at_once_share_it(tmp_path: Path) -> None:
+    for index in range(20):
+        place = str(tmp_path / f"journal-{index}")
+        async with AsyncExitStack() as stack:
+            journals = await asyncio.gather(*(stack.enter_async_context(opened(place)) for _ in range(6)))
+            await journals[0].write(KEY, 0, {"a": b"1"})
+            assert [await journal.peek(KEY, "a") for journal in journals] == [b"1"] * len(journals)
+    assert glob(str(tmp_path / "*.*")) == []  # no unfinished file is left
 
 
 async def test_what_was_in_a_file_outlives_the_process(tmp_path: Path) -> None:
