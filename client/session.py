@@ -23,6 +23,9 @@ CHUNK_SECONDS = 0.1
 FULL_REASONS = ("NO_CAPACITY", "SESSIONS_IN_USE")
 """An orchestrator has no room for another session; the next one may."""
 
+LOST_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""The call was lost, or refused for the moment; CANCELLED is gRPC's own answer of a server that is being shut down."""
+
 FIRST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.1, 2.0
 """Between two attempts to go on with a session, or rounds of attempts to open one; doubled each time."""
 
@@ -230,13 +233,13 @@ class Session:
                 try:
                     return line, await self._open(line, message)
                 except MeshError as error:
-                    if not (error.code is grpc.StatusCode.UNAVAILABLE or error.reason in FULL_REASONS):
+                    if not (error.code in LOST_CODES or error.reason in FULL_REASONS):
                         raise
                     refusals.append(error)
                 self._front_index += 1
             give_up_at = loop.time() + OPEN_SECONDS if give_up_at is None else give_up_at
             self._try_count += 1
-            is_lost = any(error.code is grpc.StatusCode.UNAVAILABLE and _may_try_again(error) for error in refusals)
+            is_lost = any(error.reason not in (*FULL_REASONS, "UNTRUSTED") for error in refusals)
             if len(refusals) == 1 or not is_lost or loop.time() + self._retry_seconds() > give_up_at:
                 # One that has no room says more than one that says nothing.
                 raise next((error for error in refusals if error.reason in FULL_REASONS), refusals[-1])
@@ -378,7 +381,7 @@ def _may_try_again(error: MeshError) -> bool:
     """Whether the call was lost, or refused for the moment, rather than answered."""
     if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return error.retry_seconds is not None
-    return error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and error.reason != "UNTRUSTED"
+    return error.code in LOST_CODES and error.reason != "UNTRUSTED"
 
 
 class Reply:

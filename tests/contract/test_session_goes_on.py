@@ -11,6 +11,7 @@ import grpc
 import pytest
 import structlog
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2 as pb
+from chroma_mesh.orchestrator.v1 import orchestrator_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -21,7 +22,7 @@ from client import session as client_session
 from client import silence as client_silence
 from client.errors import MeshError
 from client.events import Audio, Event, ReplyEnded, ReplyStarted, SpeechStarted, SpeechStopped, Text
-from client.session import Session
+from client.session import LOST_CODES, Session
 from client.unkept import Unkept
 from services.orchestrator import session as session_module
 from services.orchestrator.journal import JournalError
@@ -277,6 +278,25 @@ async def test_a_session_begins_at_the_first_address_that_answers(tmp_path: Path
         await session.send_text("hello")
         await session.end_turn()
         assert [event async for event in session.reply()]
+
+
+@pytest.mark.parametrize("code", LOST_CODES)
+async def test_a_session_begins_at_the_next_address_where_the_first_is_shut_down(
+    tmp_path: Path, code: grpc.StatusCode
+) -> None:
+    class Leaving(orchestrator_pb2_grpc.OrchestratorServiceServicer):
+        async def Converse(self, requests: Any, context: Any) -> None:
+            await context.abort(code)
+
+    async with (
+        proxied_fronts(tmp_path / "journal") as (_, proxies),
+        serving(
+            lambda server: orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(Leaving(), server)
+        ) as (leaving, _),
+        client.connect([leaving, proxies[1].address]) as mesh,
+        mesh.session() as session,
+    ):
+        assert session.address == proxies[1].address
 
 
 async def test_another_keys_token_opens_nothing_and_does_not_disturb_the_session(tmp_path: Path) -> None:
