@@ -290,9 +290,10 @@ async def test_a_session_begins_at_the_next_address_where_the_first_is_shut_down
 
     async with (
         proxied_fronts(tmp_path / "journal") as (_, proxies),
-        serving(
-            lambda server: orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(Leaving(), server)
-        ) as (leaving, _),
+        serving(lambda server: orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(Leaving(), server)) as (
+            leaving,
+            _,
+        ),
         client.connect([leaving, proxies[1].address]) as mesh,
         mesh.session() as session,
     ):
