@@ -1,7 +1,7 @@
 """How much later a reply's first sound comes through socket and chat than over gRPC, of one mesh, turn about.
 
-Socket: the prompt is known when the turn ends. Chat: all is said at once, a session each, over open connections; read by
-OpenAI's client, which makes objects of what comes, and as bytes.
+Socket: the prompt is known when the turn ends. Chat: all is said at once, a session each, over open connections;
+read by OpenAI's client, which makes objects of what comes, and as bytes.
 
 Arguments: the orchestrator's address, and the base URL (…/v1).
 """
