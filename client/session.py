@@ -225,7 +225,7 @@ class Session:
     ) -> tuple[Line, orchestrator_pb2.ConverseOpened]:
         """A call in which a new session is open, at the first orchestrator that takes it."""
         loop = asyncio.get_running_loop()
-        give_up_at: float | None = None
+        give_up_at = 0.0
         while True:
             refusals: list[MeshError] = []
             for _ in self._fronts:
@@ -237,10 +237,10 @@ class Session:
                         raise
                     refusals.append(error)
                 self._front_index += 1
-            give_up_at = loop.time() + OPEN_SECONDS if give_up_at is None else give_up_at
+            give_up_at = give_up_at or loop.time() + OPEN_SECONDS
             self._try_count += 1
-            is_lost = any(error.reason not in (*FULL_REASONS, "UNTRUSTED") for error in refusals)
-            if len(refusals) == 1 or not is_lost or loop.time() + self._retry_seconds() > give_up_at:
+            may_come_back = len(self._fronts) > 1 and any(map(_is_lost, refusals))
+            if not may_come_back or loop.time() + self._retry_seconds() > give_up_at:
                 # One that has no room says more than one that says nothing.
                 raise next((error for error in refusals if error.reason in FULL_REASONS), refusals[-1])
             await asyncio.sleep(self._retry_seconds())
@@ -381,6 +381,11 @@ def _may_try_again(error: MeshError) -> bool:
     """Whether the call was lost, or refused for the moment, rather than answered."""
     if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return error.retry_seconds is not None
+    return _is_lost(error)
+
+
+def _is_lost(error: MeshError) -> bool:
+    """Whether the mesh may well be there the next time; who has no good certificate stays so."""
     return error.code in LOST_CODES and error.reason != "UNTRUSTED"
 
 

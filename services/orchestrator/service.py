@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from types import MappingProxyType
 
@@ -110,12 +110,9 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             async with AsyncExitStack() as stack, idle_limit.watch():
                 requests = RequestStream(request_iterator)
                 opening = await requests.open()
-                goes_on = opening.HasField("resume")
                 with idle_limit.busy(), ExitStack() as counted:
-                    if not goes_on:
-                        await self.capacity.until_whole(self._clock)
-                    stack.enter_context(self._carried(goes_on=goes_on))
-                    if goes_on:
+                    await stack.enter_async_context(self._carried(opening))
+                    if opening.HasField("resume"):
                         running = await stack.enter_async_context(self._running.resume(opening))
                         counted.enter_context(account.session(goes_on=True))
                     else:
@@ -207,13 +204,15 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         finally:
             self._session_count -= 1
 
-    @contextmanager
-    def _carried(self, *, goes_on: bool) -> Iterator[None]:
+    @asynccontextmanager
+    async def _carried(self, opening: orchestrator_pb2.ConverseOpen) -> AsyncIterator[None]:
         """Counts a session among those that the stages carry; one that goes on was admitted before, and stays so."""
-        stage, most_count = self.capacity.narrowest()
-        if self._carried_count >= most_count and not goes_on:
-            why = f"the {most_count} sessions that the {stage} stage carries are there"
-            raise self._refused("NO_CAPACITY", why if most_count else f"no replica of the {stage} stage answers")
+        if not opening.HasField("resume"):
+            await self.capacity.until_whole(self._clock)
+            stage, most_count = self.capacity.narrowest()
+            if self._carried_count >= most_count:
+                why = f"the {most_count} sessions that the {stage} stage carries are there"
+                raise self._refused("NO_CAPACITY", why if most_count else f"no replica of the {stage} stage answers")
         self._carried_count += 1
         log = structlog.get_logger()
         log.info("session opened")

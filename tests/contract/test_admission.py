@@ -131,8 +131,7 @@ async def test_a_session_that_opens_while_a_stage_starts_again_waits_for_it() ->
         alone = await reply(mesh, 0)
         await lose_speech(mesh)
         opening = asyncio.create_task(reply(mesh, 0))
-        while not mesh.count("sessions_in_use"):
-            await mesh.stub.ListVoices(pb.ListVoicesRequest())
+        await until_in_use(mesh)
         async with serving(*stage_adders(mesh.speech), service=SPEECH, address=mesh.settings.speech_address):
             assert await opening == alone
         assert mesh.count("sessions_refused_total", reason="NO_CAPACITY") == 0
@@ -143,8 +142,7 @@ async def test_a_session_is_refused_when_a_stage_does_not_come_back() -> None:
     async with Mesh().running(clock=clock) as mesh:
         await lose_speech(mesh)
         opening = asyncio.create_task(refusal(mesh))
-        while not mesh.count("sessions_in_use"):
-            await mesh.stub.ListVoices(pb.ListVoicesRequest())
+        await until_in_use(mesh)
         while not opening.done():
             clock.move(EMPTY_WAIT_SECONDS)
             await asyncio.sleep(0)
@@ -152,6 +150,12 @@ async def test_a_session_is_refused_when_a_stage_does_not_come_back() -> None:
         assert (error.code, error.reason) == (RESOURCE_EXHAUSTED, "NO_CAPACITY")
         assert "no replica of the speech stage answers" in str(error)
         assert error.retry_seconds
+
+
+async def until_in_use(mesh: Mesh) -> None:
+    """Returns when a session is open, or waits for being admitted."""
+    while not mesh.count("sessions_in_use"):
+        await mesh.stub.ListVoices(pb.ListVoicesRequest())
 
 
 async def lose_speech(mesh: Mesh) -> None:
