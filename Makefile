@@ -81,7 +81,7 @@ render: setup ## what kustomize makes of each overlay of k8s/, into build/k8s
 	done
 
 image: setup ## the steps of the Dockerfile without Docker, and a mesh from what they install, in about 3 minutes
-	CHROMA_TEST_IMAGE=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/k8s/test_k8s_image.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/k8s/test_k8s_image.py
 
 observe: setup ## a mesh under a real Prometheus (Debian's package), in peace and in two drills, in about 3 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -P -m tests.observe

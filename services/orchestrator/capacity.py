@@ -28,9 +28,9 @@ EMPTY_ROUND_SECONDS = 0.2
 ASKS_EACH = 3
 # Rounds without an answer after which a replica is gone.
 MISSED_ROUNDS = 3
-# How long a stage without a replica is waited for. One that says that it is ready again is found within this time: a
-# channel that leads to nobody is opened anew every two seconds.
-EMPTY_WAIT_SECONDS = 3.0
+# How long a stage without a replica is waited for, below the stall limit's two seconds. One that says that it is ready
+# again is found within this time: a channel that leads to nobody is opened anew every 1.5 seconds.
+EMPTY_WAIT_SECONDS = 1.9
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Capacity:
                 tasks.create_task(self._round(stage))
 
     async def until_whole(self, clock: Clock) -> None:
-        """Returns when every stage has a replica, or after three seconds; at once if none lacks one."""
+        """Returns when every stage has a replica, or after `EMPTY_WAIT_SECONDS`; at once if none lacks one."""
         if not self._is_whole.is_set():
             await clock.wait(self._is_whole, EMPTY_WAIT_SECONDS)
 

@@ -26,7 +26,7 @@ REFUSED_ELSEWHERE = {
 }
 
 # Left to itself, gRPC asks for a name that stood for nobody after twice as long each time, up to two minutes.
-LOOK_AGAIN_SECONDS = 2.0
+LOOK_AGAIN_SECONDS = 1.5
 
 MultiCallable = TypeVar("MultiCallable", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def open_channel(
 
     Calls go to the replicas in turn; those whose health says that `service` is not serving, and those that can't be
     reached, are left out until they are back. When a connection is lost or too old, a name is asked for anew; while
-    nobody can be reached, calls have it asked for every two seconds. A call of one of the `repeated` unary methods of
+    nobody can be reached, calls have it asked for every 1.5 seconds. A call of one of the `repeated` unary methods of
     `service` that is refused (UNAVAILABLE, no answer before) is begun again at the next replica, by gRPC itself. A
     stream that is refused is its caller's to begin again, which goes to the next replica as well: when gRPC repeats one
     that is just being written to, a message may be lost in silence.
@@ -64,7 +64,7 @@ def open_channel(
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.service_config", _service_config(service, repeated)),
         ("grpc.service_config_disable_resolution", 1),  # or every name would be asked for one of its own

@@ -147,7 +147,6 @@ def unprivileged() -> list[str]:
     return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 
 
-@pytest.mark.skipif("CHROMA_TEST_IMAGE" not in os.environ, reason="takes minutes: make image")
 @pytest.mark.timeout(1800)
 def test_what_the_image_holds_runs_where_nothing_but_home_can_be_written(installed: Path, tmp_path: Path) -> None:
     paths = [installed / "mesh" / "bin", installed / "dependencies" / "bin"]
