@@ -4,7 +4,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from client.errors import ClientError, InputError
 from client.pcm import Samples
 
 RATE_HZ = 16_000
+FIRST, LAST = 0, 1
+"""States of a graph of words: before the first and after the last."""
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _BIGRAM_WEIGHT = 0.6
@@ -45,8 +47,8 @@ class Recogniser:
         spoken = [" ".join(words(sentence)) for sentence in sentences]
         with tempfile.TemporaryDirectory() as name:
             decoder = _decoder(lm=None, dict=_write_dictionary(Path(name), spoken, pronunciations), **_WIDE)
-        choice = " | ".join(sorted(set(spoken) - {""}))
-        decoder.add_jsgf_string("choice", f"#JSGF V1.0; grammar choice; public <said> = {choice} ;")
+        transitions = choice_of({tuple(sentence.split()) for sentence in spoken} - {()})
+        decoder.add_fsg("choice", decoder.create_fsg("choice", FIRST, LAST, transitions))
         decoder.activate_search("choice")
         return cls(decoder)
 
@@ -108,6 +110,26 @@ def _write_dictionary(folder: Path, spoken: Sequence[str], pronunciations: Mappi
     file = folder / "words.dict"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(file)
+
+
+def choice_of(sentences: Collection[tuple[str, ...]]) -> list[tuple[int, int, float, str]]:
+    """Every sentence as likely as any other, as transitions from `FIRST` to `LAST`: (from, to, probability, word).
+
+    Sentences share the states of what they begin with, so that each beginning is searched for once.
+    """
+    begun = Counter(sentence[:length] for sentence in sentences for length in range(len(sentence)))
+    states = {beginning: index for index, beginning in enumerate(sorted(begun.keys() - {()}), start=LAST + 1)}
+    states[()] = FIRST
+    transitions = []
+    for beginning in sorted(begun.keys() | set(sentences)):
+        if beginning:
+            *before, word = beginning
+            source, total = states[tuple(before)], begun[tuple(before)]
+            if beginning in begun:
+                transitions.append((source, states[beginning], begun[beginning] / total, word))
+            if beginning in sentences:
+                transitions.append((source, LAST, 1 / total, word))
+    return transitions
 
 
 def _bigrams(spoken: Sequence[str]) -> str:

@@ -163,7 +163,7 @@ def test_what_the_image_holds_runs_where_nothing_but_home_can_be_written(install
         return subprocess.run(words, env=environment, cwd="/", check=True, capture_output=True, text=True).stdout
 
     assert subprocess.run([*unprivileged(), "touch", installed / "mesh" / "x"], check=False).returncode != 0
-    for service in ("reasoner", "speech", "codec", "colocated", "orchestrator", "gateway"):
+    for service in ("colocated", "gateway"):  # what the demo does not run
         assert "--log-level" in run(paths[1] / "python", "-P", "-m", f"services.{service}", "--help")
     run("chroma-mesh", "demo", "--out", tmp_path / "reply.wav")
     assert (tmp_path / "reply.wav").stat().st_size > 0

@@ -1,6 +1,7 @@
 """What is understood of speech, by words."""
 
 import importlib.util
+from collections import defaultdict
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from client.errors import ClientError, InputError
 from client.evaluate.packages import check_evaluate_installed
-from client.evaluate.recogniser import Recogniser, word_errors, words
+from client.evaluate.recogniser import FIRST, LAST, Recogniser, choice_of, word_errors, words
 
 SENTENCE = st.lists(st.sampled_from("abc"), max_size=6)
 
@@ -48,6 +49,25 @@ def test_a_word_that_nobody_can_pronounce_is_refused():
     with pytest.raises(InputError, match="knows no word 'xqz': give it under pronunciations"):
         Recogniser.of_sentences(["hello xqz"], {})
     assert Recogniser.of_sentences(["hello xqz"], {"xqz": "Z IY"})
+
+
+@given(st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(tuple), min_size=1, max_size=12))
+def test_a_choice_has_every_sentence_once_and_as_likely_as_any_other(sentences):
+    leaving = defaultdict(list)
+    for source, target, probability, word in choice_of(sentences):
+        leaving[source].append((target, probability, word))
+    said = {}
+    pending = [(FIRST, (), 1.0)]
+    while pending:
+        state, words_before, likelihood = pending.pop()
+        for target, probability, word in leaving[state]:
+            path = (target, (*words_before, word), likelihood * probability)
+            if target != LAST:
+                pending.append(path)
+            else:
+                assert path[1] not in said
+                said[path[1]] = path[2]
+    assert said == {sentence: pytest.approx(1 / len(sentences)) for sentence in sentences}
 
 
 def test_missing_packages_are_named(monkeypatch):
