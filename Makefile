@@ -44,9 +44,10 @@ audit: ## known vulnerabilities of the dependencies; needs the network
 	build/audit/bin/pip install -q 'pip-audit>=2.9,<3'
 	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-# Two workers on two cores: a product that took both would wait for the other worker.
+# Two workers on two cores: a product that took both would wait for the other worker. Files in their order: the small ones
+# of tests/unit come last, so that no worker is left alone with one that takes minutes.
 test: setup ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Chromium is the system's own: apt-get install chromium. Pictures go to build/browser/.
 browser: setup ## the page in a real browser; needs Chromium

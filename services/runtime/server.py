@@ -25,6 +25,9 @@ from services.runtime.tracing import SpanWriter
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Time for callers to hear that calls are refused, before the server closes: a call that grpc accepts while it closes
+# may be forgotten until the grace is over.
+NOTICE_SECONDS = 0.1
 # Time for the last statuses to leave, and for watchers of health to hear of the end.
 LINGER_SECONDS = 0.25
 # Time for the streams that are handed over to let go of what they hold.
@@ -37,11 +40,15 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that listens; `prepared` is done when prepare() is."""
+    """A server that listens; `prepared` is done when prepare() is.
+
+    `refuse` answers all new calls with UNAVAILABLE, reason DRAINING, and gives callers time to hear of it by health.
+    """
 
     address: str
     metrics_port: int
     prepared: asyncio.Task[None]
+    refuse: Callable[[], Awaitable[None]]
 
 
 async def serve(
@@ -107,7 +114,8 @@ async def _serve_until(stop: asyncio.Event, stage: str, entering: AbstractAsyncC
                     await asyncio.wait((stopped, server.prepared), return_when=asyncio.FIRST_COMPLETED)
                     if server.prepared.done():
                         server.prepared.result()
-                    await stopped
+                        await stopped
+                        await server.refuse()
                 finally:
                     await _cancel(stopped)
         except CannotStart as refusal:
@@ -148,9 +156,16 @@ async def running(
         await set_health(SERVING)
         log.info("ready")
 
-    async def drain() -> None:
+    async def stop_serving() -> None:
         gate.phase = Phase.DRAINING
         await servicer.enter_graceful_shutdown()
+
+    async def refuse() -> None:
+        await stop_serving()
+        await asyncio.sleep(NOTICE_SECONDS)
+
+    async def drain() -> None:
+        await stop_serving()
         await _stop(server, gate, settings.grace_seconds)
 
     async with AsyncExitStack() as stack:
@@ -175,7 +190,7 @@ async def running(
         stack.push_async_callback(_cancel, prepared)
         if wait_ready:
             await prepared
-        yield RunningServer(address, metrics_port, prepared)
+        yield RunningServer(address, metrics_port, prepared, refuse)
 
 
 def span_writer(settings: ServerSettings, stage: str) -> AbstractAsyncContextManager[SpanWriter | None]:
