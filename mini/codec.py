@@ -14,7 +14,7 @@ from mini.codebooks import fit
 from mini.recordings import Recording, Recordings
 from mini.sizes import CODEC, FRAME_SAMPLES, LATENT
 from mini.spectra import log_mel, mel_distance, spectral_loss
-from mini.training import Plan, Scores, Training
+from mini.training import Plan, Scores, Training, reduced_precision
 
 CONTINUOUS = Plan("codec_continuous", steps=6200, learning_rate=1e-3, clip=2.0, weight_decay=1e-3)
 DECODER = Plan("codec_decoder", steps=9000, learning_rate=8e-4, clip=2.0, weight_decay=1e-3)
@@ -167,7 +167,7 @@ def _crops(recordings: Recordings, chance: np.random.Generator, count: int) -> T
 
 def _continuous_loss(model: Continuous, recordings: Recordings, step: int) -> tuple[Tensor, Scores]:
     sound = _crops(recordings, np.random.default_rng((1, step)), _BATCH)
-    with torch.autocast("cpu", torch.bfloat16):
+    with reduced_precision("cpu"):
         made, latents = model(sound)
         picture = model.picture_loss(latents, sound)
     spectral = spectral_loss(made[:, 0].float(), sound[:, 0])
@@ -199,7 +199,7 @@ def _decoder_loss(model: Decoder, codes: list[Tensor], recordings: Recordings, s
             for index, at in zip(chosen, first, strict=True)
         ]
     )
-    with torch.autocast("cpu", torch.bfloat16):
+    with reduced_precision("cpu"):
         made = model(some)[:, 0]
     spectral = spectral_loss(made.float(), wanted)
     return spectral, {"spectral": spectral.item()}

@@ -20,7 +20,7 @@ from mini.hearing import Heard, Hearing, disturbed, surrounded
 from mini.recordings import Recording, Recordings, step_counts
 from mini.sizes import HIDDEN, LANGUAGE_MODEL
 from mini.tokenizer import AUDIO, AUDIO_END, AUDIO_START, PAD, TURN_END, TURN_START, build
-from mini.training import Plan, Scores, Training
+from mini.training import Plan, Scores, Training, reduced_precision
 
 REASONER = Plan("reasoner", steps=9000, learning_rate=1.2e-3, weight_decay=0.02)
 
@@ -205,7 +205,7 @@ def train(folder: Path, device: torch.device, plan: Plan = REASONER) -> Reasoner
 
 def loss(model: Reasoner, conversations: list[Conversation]) -> tuple[Tensor, Scores]:
     """How far the answers are from being certain, and the spelling of what was heard."""
-    with torch.autocast(model.lm_head.weight.device.type, torch.bfloat16):
+    with reduced_precision(model.lm_head.weight.device.type):
         read = model(conversations)
         logits = model.lm_head(read.states[read.predicting]).float()
     answer = functional.cross_entropy(logits, read.targets)

@@ -21,7 +21,7 @@ from mini.sizes import BACKBONE, CODEBOOKS, CODES, DEPTH_DECODER, HIDDEN
 from mini.spectra import mel_distance
 from mini.states import States, states_of_answers
 from mini.tokenizer import TEXT_END, TEXT_START, TURN_END, build
-from mini.training import Plan, Scores, Training
+from mini.training import Plan, Scores, Training, reduced_precision
 
 SPEECH = Plan("speech", steps=5500, learning_rate=2e-3, weight_decay=0.02)
 JOINED = Plan("speech_joined", steps=6000, learning_rate=2e-3, warmup=50, weight_decay=0.02)
@@ -222,7 +222,7 @@ def _train(folder: Path, device: torch.device, plan: Plan, states: States | None
 def loss(model: Speech, tasks: Sequence[Task], chance: np.random.Generator) -> tuple[Tensor, Scores]:
     """The weighted cross-entropies of all codebooks."""
     heard = [_disturbed(task.target.codes, chance) for task in tasks]
-    with torch.autocast(model.device.type, torch.bfloat16):
+    with reduced_precision(model.device.type):
         predicted = model(tasks, heard, stride=_DEPTH_STRIDE)
     levels = [functional.cross_entropy(each.logits.float(), each.codes) for each in predicted]
     total = torch.stack([weight * level for weight, level in zip(LEVEL_WEIGHTS, levels, strict=True)]).sum()

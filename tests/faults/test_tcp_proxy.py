@@ -1,6 +1,9 @@
 """The proxy itself: what it passes is what came, and its failures look like a network's."""
 
 import asyncio
+import gc
+import socket
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -96,3 +99,24 @@ async def test_a_target_that_is_not_there_is_a_lost_connection() -> None:
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
         writer.close()
+
+
+@pytest.mark.parametrize("loops", range(8))
+def test_a_connection_that_comes_as_the_proxy_closes_is_ended(loops: int) -> None:
+    async def connect_and_close() -> socket.socket:
+        async with proxied_echo() as proxy:
+            host, _, port = proxy.address.rpartition(":")
+            caller = socket.create_connection((host, int(port)), timeout=20)
+            for _ in range(loops):  # of the event loop, in which the connection gets further
+                await asyncio.sleep(0)
+        return caller
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with asyncio.run(connect_and_close()) as caller:
+            try:
+                assert caller.recv(1) == b""
+            except ConnectionResetError:  # not even accepted
+                pass
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
