@@ -27,7 +27,7 @@ generated/stamp: $(STAMP) $(PROTOS) protos/build_stubs.py
 demo: setup ## the miniature in a mesh answers two spoken questions: reply.wav, reply-1.wav
 	$(BIN)/chroma-mesh demo --out reply.wav
 
-check: setup ## formatting, lint, types, import rules, protos, secrets, dependencies that fit
+check: setup ## formatting, lint, types, import rules, protos, secrets, dependencies that fit and have no known hole
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -37,8 +37,9 @@ check: setup ## formatting, lint, types, import rules, protos, secrets, dependen
 	$(BIN)/buf breaking protos --against protos/released.binpb
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-lines 'secretName: "?[a-z-]+"?$$'
 	$(BIN)/pip check
+	$(BIN)/python -m tests.advisories
 
-# Asks a service on the network about every version in constraints.txt, so it is no part of check.
+# The advisories of today, from a service on the network: so it is no part of check, which has those of a pinned edition.
 audit: ## known vulnerabilities of the dependencies; needs the network
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/pip install -q 'pip-audit>=2.9,<3'

@@ -1,6 +1,7 @@
 """A TCP proxy that can fail as networks do: lose its connections, go silent, be slow."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
@@ -8,8 +9,6 @@ from typing import Self
 BLOCK_BYTES = 2**16
 # Blocks on their way, in one direction of one connection; more are left to TCP.
 QUEUE_BLOCKS = 64
-# Turns of the event loop that asyncio takes from a connection's accept to the call of `_accept`; nothing waits for it.
-ACCEPT_LOOPS = 3
 
 
 class Link:
@@ -52,20 +51,22 @@ class TcpProxy:
     @asynccontextmanager
     async def open(cls) -> AsyncIterator[Self]:
         """Listens on a free port of 127.0.0.1 within the block; all is cut at its end."""
-        async with asyncio.TaskGroup() as tasks:
-            proxy = cls(tasks)
-            server = await asyncio.start_server(proxy._accept, "127.0.0.1", 0)
-            host, port = server.sockets[0].getsockname()
-            proxy.address = f"{host}:{port}"
-            try:
-                yield proxy
-            finally:
-                server.close()
-                for _ in range(ACCEPT_LOOPS):
-                    await asyncio.sleep(0)
-                proxy._is_closed = True  # to those that are still on their way to the target
-                proxy.resume()
-                proxy.cut()
+        loop = asyncio.get_running_loop()
+        # asyncio's own server loses a connection that it has accepted when it is closed in the next turn of the loop.
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            host, port = listening.getsockname()
+            async with asyncio.TaskGroup() as tasks:
+                proxy = cls(tasks)
+                proxy.address = f"{host}:{port}"
+                loop.add_reader(listening, proxy._accept, listening)
+                try:
+                    yield proxy
+                finally:
+                    loop.remove_reader(listening)
+                    proxy._is_closed = True  # to those that are still on their way to the target
+                    proxy.resume()
+                    proxy.cut()
 
     @property
     def connection_count(self) -> int:
@@ -91,10 +92,12 @@ class TcpProxy:
             self._changed.clear()
             await self._changed.wait()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.create_task(self._relay(reader, writer))
+    def _accept(self, listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        self._tasks.create_task(self._relay(connection))
 
-    async def _relay(self, near_reader: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
+    async def _relay(self, connection: socket.socket) -> None:
+        near_reader, near = await asyncio.open_connection(sock=connection)
         host, _, port = self.target.rpartition(":")
         try:
             far_reader, far = await asyncio.open_connection(host, int(port))
