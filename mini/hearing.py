@@ -1,6 +1,8 @@
 """What the reasoner hears: log-mel features and the audio encoder, for many clips at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from mini.sizes import AUDIO_ENCODER
 HOP_SAMPLES = 160
 _TRANSFORM = 400
 _MELS = 128
+_PADDED_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ def surrounded(
     return whole + chance.standard_normal(len(whole), np.float32) * np.float32(noise)
 
 
+def alike_in_length(lengths: Sequence[int], together: int) -> list[list[int]]:
+    """Places in `lengths`, the shortest first, in batches of `together` at most: each is padded to its own longest."""
+    order = np.argsort(lengths, kind="stable")
+    return [part.tolist() for part in np.array_split(order, -(-len(order) // together))]
+
+
 class Hearing(nn.Module):
     """The audio encoder under its published names; blocks of 2 s are a batch of their own."""
 
@@ -87,6 +96,16 @@ class Hearing(nn.Module):
     def forward(self, features: list[Tensor]) -> Heard:
         """Features of each clip, [mels, frames] → what stands for them in the prompt."""
         blocks = [block for mel in features for block in mel.split(self.block, dim=1)]
+        encoded: dict[int, Tensor] = {}
+        for alike in alike_in_length([block.shape[1] for block in blocks], _PADDED_TOGETHER):
+            encoded |= zip(alike, self._encode([blocks[index] for index in alike]), strict=True)
+        in_order = [encoded[index] for index in range(len(blocks))]
+        sizes = map(len, in_order)
+        counts = [sum(islice(sizes, -(-mel.shape[1] // self.block))) for mel in features]
+        return Heard(torch.cat(in_order), counts)
+
+    def _encode(self, blocks: list[Tensor]) -> Sequence[Tensor]:
+        """Blocks [mels, frames] → embeddings [positions, hidden] of each."""
         device = self.window.device
         lengths = torch.tensor([block.shape[1] for block in blocks], device=device)
         padded = pad_sequence([block.T for block in blocks], batch_first=True).transpose(1, 2)
@@ -104,10 +123,8 @@ class Hearing(nn.Module):
         halves = (counts - 2) // 2 + 1
         paired = x[:, : 2 * int(halves.max())].unflatten(1, (-1, 2)).mean(dim=2)
         kept = torch.arange(paired.shape[1], device=device) < halves[:, None]
-        embeddings = encoder.proj(encoder.ln_post(paired[kept]))
-        per_clip = [-(-mel.shape[1] // self.block) for mel in features]
-        totals = [int(part.sum()) for part in halves.clamp(min=0).split(per_clip)]
-        return Heard(embeddings, totals)
+        embeddings: Tensor = encoder.proj(encoder.ln_post(paired[kept]))
+        return embeddings.split(halves.tolist())
 
     def _attend(self, attention: Any, x: Tensor, seen: Tensor) -> Tensor:
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)

@@ -16,7 +16,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniTh
 
 from mini.domain import Exchange, follow_ups, single_exchanges
 from mini.espeak import Samples
-from mini.hearing import Heard, Hearing, disturbed, surrounded
+from mini.hearing import Heard, Hearing, alike_in_length, disturbed, surrounded
 from mini.recordings import Recording, Recordings, step_counts
 from mini.sizes import HIDDEN, LANGUAGE_MODEL
 from mini.tokenizer import AUDIO, AUDIO_END, AUDIO_START, PAD, TURN_END, TURN_START, build
@@ -24,7 +24,7 @@ from mini.training import Plan, Scores, Training, reduced_precision
 
 REASONER = Plan("reasoner", steps=9000, learning_rate=1.2e-3, weight_decay=0.02)
 
-_BATCH = 20
+_BATCH, _PADDED_TOGETHER = 20, 7
 _TYPED_SHARE, _FOLLOWING_SHARE = 0.12, 0.28
 _EMBEDDING_SIZE = 0.3
 _CTC_WEIGHT = 0.3
@@ -205,12 +205,16 @@ def train(folder: Path, device: torch.device, plan: Plan = REASONER) -> Reasoner
 
 def loss(model: Reasoner, conversations: list[Conversation]) -> tuple[Tensor, Scores]:
     """How far the answers are from being certain, and the spelling of what was heard."""
+    lengths = [sum(len(clip) for clip in it.said if clip is not None) for it in conversations]
+    batches = [[conversations[index] for index in alike] for alike in alike_in_length(lengths, _PADDED_TOGETHER)]
     with reduced_precision(model.lm_head.weight.device.type):
-        read = model(conversations)
-        logits = model.lm_head(read.states[read.predicting]).float()
-    answer = functional.cross_entropy(logits, read.targets)
-    right = (logits.argmax(dim=1) == read.targets).float().mean()
-    spelling = _spelling_loss(model, conversations, read.heard)
+        reads = [model(batch) for batch in batches]
+        logits = model.lm_head(torch.cat([read.states[read.predicting] for read in reads])).float()
+    targets = torch.cat([read.targets for read in reads])
+    answer = functional.cross_entropy(logits, targets)
+    right = (logits.argmax(dim=1) == targets).float().mean()
+    in_order = [conversation for batch in batches for conversation in batch]
+    spelling = _spelling_loss(model, in_order, [read.heard for read in reads if read.heard is not None])
     scores = {"answer": answer.item(), "token": right.item(), "spelling": spelling.item()}
     return answer + _CTC_WEIGHT * spelling, scores
 
@@ -235,21 +239,22 @@ def exact_share(model: Reasoner, conversations: list[Conversation]) -> float:
     return float(np.mean(right))
 
 
-def _spelling_loss(model: Reasoner, conversations: list[Conversation], heard: Heard | None) -> Tensor:
-    if heard is None:
+def _spelling_loss(model: Reasoner, conversations: list[Conversation], heard: list[Heard]) -> Tensor:
+    if not heard:
         return torch.zeros(())
+    counts = [count for each in heard for count in each.counts]
     wanted = [
         model.encode(part.question)
         for it in conversations
         for part, clip in zip(filter(None, (it.exchange.before, it.exchange)), it.said, strict=True)
         if clip is not None
     ]
-    logits = model.spelling(heard.embeddings.float()).log_softmax(dim=1)
-    padded = pad_sequence(list(logits.split(heard.counts)))
+    logits = model.spelling(torch.cat([each.embeddings for each in heard]).float()).log_softmax(dim=1)
+    padded = pad_sequence(list(logits.split(counts)))
     return functional.ctc_loss(
         padded,
         torch.tensor([token for ids in wanted for token in ids], device=padded.device),
-        torch.tensor(heard.counts),
+        torch.tensor(counts),
         torch.tensor([len(ids) for ids in wanted]),
         blank=PAD,
         zero_infinity=True,

@@ -1,4 +1,4 @@
-"""A training that was stopped ends where one that was not does."""
+"""A training that was stopped ends where one that was not does; a batch is learnt from as its rows are."""
 
 from pathlib import Path
 
