@@ -58,8 +58,10 @@ async def test_what_the_stages_tell_is_what_the_parts_say(mesh: Mesh) -> None:
     mesh.codec.queue_seconds = 0.0
     async with mesh.converse() as session:
         found = parts_of((await session.ask("hello")).ended.timings)
-    work = ("encode", "prefill", "first_step", "voice_prefill", "first_frame", "codec_queue", "decode")
-    assert [round(found[name] * 1e6) for name in work] == [1, 2, 3, 4, 5, 6, 7]
+    work = ("encode", "prefill", "first_step", "voice_prefill", "first_frame", "decode")
+    assert [round(found[name] * 1e6) for name in work] == [1, 2, 3, 4, 5, 7]
+    # Where the first frame is there before the codec was called, the wait for the call is a part of the queue.
+    assert round(found["codec_queue"] * 1e6) >= 6
     assert min(found[hop] for hop in ("reasoner_hop", "speech_hop", "codec_hop")) > 0
 
 
