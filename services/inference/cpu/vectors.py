@@ -32,6 +32,9 @@ def _lanes() -> int:
 LANES = _lanes()
 """Numbers of a vector: as many as the widest register of this CPU holds, at least 8."""
 
+AHEAD = 1024
+"""Numbers between where memory is read and where it is asked for: farther than the processor looks by itself."""
+
 REGISTER = ir.VectorType(ir.FloatType(), LANES)
 """A vector's type where compiled code is built instruction by instruction."""
 
@@ -125,6 +128,15 @@ def register_splat(builder: Any, number: Any) -> Any:
 def register_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Builds a * b + c, rounded once, where compiled code is written as such."""
     return _llvm(builder, "fma", a, b, c)
+
+
+def register_prefetch(builder: Any, place: Any) -> None:
+    """Builds the wish to have in the cache what lies at a pointer: nothing else happens, also where nothing lies."""
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    # To be read, as near as it can be, by data.
+    builder.call(fetch, [builder.bitcast(place, byte), flag(0), flag(3), flag(1)])
 
 
 @_instruction(_vector, types.float32)
@@ -238,13 +250,18 @@ def totals(_context: Any, array: Any, _index: Any) -> Any:
 
 @intrinsic
 def transpose(_context: Any, array: Any, _index: Any, _row: Any, turned: Any, _place: Any, _turned_row: Any) -> Any:
-    """Writes LANES rows of LANES numbers, which begin at index and are _row apart, as columns of rows."""
+    """Writes LANES rows of LANES numbers, which begin at index and are _row apart, as columns of rows.
+
+    What is read next is asked for ahead.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         def line(array: int, number: int) -> Any:
             kind, (data, index, step) = signature.args[array], values[array : array + 3]
             return _address(context, builder, kind, data, builder.add(index, builder.mul(step, step.type(number))))
 
+        for number in range(LANES):
+            register_prefetch(builder, builder.gep(line(0, number), [ir.IntType(64)(AHEAD // LANES)]))
         rows = [builder.load(line(0, number)) for number in range(LANES)]
         for row in rows:
             row.align = 4
