@@ -1,7 +1,7 @@
-"""Mimi's decoder in compiled code: a frame of any slots in one call.
+"""Mimi's decoder in compiled code: frames of any slots in one call.
 
 Every number of a slot's is computed from its own frames alone, always in the same order: its sound is the same bits
-whoever else is decoded.
+whoever else is decoded, and however many of its frames are.
 """
 
 import math
@@ -81,8 +81,8 @@ class Weights(NamedTuple):
     """What a frame is multiplied with.
 
     latents [codebook_count * codebook_size, hidden]; the layer scales are in the products before them.
-    convolutions: the upsampling first; of the others the first `together` run for all slots side by side, since their
-    weights are large and their signals small, then the rest for one slot after the other.
+    convolutions: the upsampling first; of the others the first `together` run for all frames side by side, since their
+    weights are large and their signals small, then the rest for one frame after the other.
     """
 
     codebook_size: int
@@ -104,7 +104,7 @@ class State(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """Room for the slots of a step, a row each: the signal, the inside of a residual block, a convolution's input."""
+    """Room for the frames of a step, a row each: the signal, the inside of a residual block, a convolution's input."""
 
     signal: NDArray[np.float32]
     inside: NDArray[np.float32]
@@ -113,32 +113,38 @@ class Signals(NamedTuple):
 
 @compiled
 def decode(slots: Ints, codes: NDArray[np.int64], weights: Weights, state: State, signals: Signals) -> None:
-    """Decodes the next frame of these slots; the samples lie in front in the rows of `signals.signal`.
+    """Decodes frames of these slots; the samples lie in front in the rows of `signals.signal`.
 
-    codes [slots, codebook_count], 0 ..< codebook_size: nobody checks.
+    codes [frames, codebook_count], 0 ..< codebook_size: nobody checks. A slot that stands there several times has as
+    many frames, in that order.
     """
     convolutions, together, count = weights.convolutions, weights.together, len(slots)
+    positions = np.empty(count, np.int64)
     for index in range(count):
+        positions[index] = state.positions[slots[index]]
+        state.positions[slots[index]] += weights.shape.positions
         for k in range(weights.shape.hidden):
             signals.signal[index, k] = 0
         for codebook in range(codes.shape[1]):
             row = codebook * weights.codebook_size + codes[index, codebook]
             for k in range(weights.shape.hidden):
                 signals.signal[index, k] += weights.latents[row, k]
-    _convolve(convolutions, 0, 1, weights.kernels, slots, 0, count, state, signals)
-    _transform(slots, weights, state, signals.signal)
-    _convolve(convolutions, 1, together, weights.kernels, slots, 0, count, state, signals)
+    _convolve(convolutions, 0, 1, weights.kernels, slots, positions, 0, count, state, signals)
+    _transform(slots, positions, weights, state, signals.signal)
+    _convolve(convolutions, 1, together, weights.kernels, slots, positions, 0, count, state, signals)
     for index in range(count):
-        _convolve(convolutions, together, len(convolutions), weights.kernels, slots, index, index + 1, state, signals)
-        state.positions[slots[index]] += weights.shape.positions
+        _convolve(
+            convolutions, together, len(convolutions), weights.kernels, slots, positions, index, index + 1,
+            state, signals,
+        )  # fmt: skip
 
 
 @compiled
 def _convolve(
     convolutions: Convolutions, first_layer: int, last_layer: int, kernels: Floats,
-    slots: Ints, begin: int, end: int, state: State, signals: Signals,
+    slots: Ints, positions: Ints, begin: int, end: int, state: State, signals: Signals,
 ) -> None:  # fmt: skip
-    """Runs convolutions for the slots from `begin` to `end`, on their rows of the signal."""
+    """Runs convolutions for the frames from `begin` to `end`, on their rows of the signal."""
     signal, inside, windows = signals.signal.reshape(-1), signals.inside.reshape(-1), signals.windows.reshape(-1)
     edges, edge_row = state.edges.reshape(-1), state.edges.shape[1]
     signal_row, inside_row, window_row = signals.signal.shape[1], signals.inside.shape[1], signals.windows.shape[1]
@@ -156,11 +162,12 @@ def _convolve(
                 _elu(source, s0, size, windows, there)
             else:
                 _copy(source, s0, size, windows, there)
-            if layer.repeats_edge and state.positions[slot] == 0:
+            if layer.repeats_edge and positions[index] == 0:
                 for k in range(layer.edge_size):
                     windows[first + k] = windows[there + k % layer.channels]
             else:
                 _copy(edges, slot * edge_row + layer.edge, layer.edge_size, windows, first)
+            # What the slot's next frame, perhaps the next row, finds there.
             _copy(windows, first + size, layer.edge_size, edges, slot * edge_row + layer.edge)
         target, t0, row = signal, begin * signal_row, signal_row
         if layer.writes_inside:
@@ -208,8 +215,11 @@ def _elu(x: Floats, x0: int, count: int, y: Floats, y0: int) -> None:
 
 
 @compiled
-def _transform(slots: Ints, weights: Weights, state: State, signal: NDArray[np.float32]) -> None:
-    """Runs the transformer over the new positions of the slots, which lie one behind the other in their signals."""
+def _transform(slots: Ints, begins: Ints, weights: Weights, state: State, signal: NDArray[np.float32]) -> None:
+    """Runs the transformer over the new positions of the frames, which lie one behind the other in their signals.
+
+    begins: the first position of each frame.
+    """
     shape, flat, entries = weights.shape, weights.transformer, state.entries
     run, hidden, head_dim, flat_signal = shape.positions, shape.hidden, shape.head_dim, signal.reshape(-1)
     rows, query_width = run * len(slots), shape.heads * shape.head_dim
@@ -224,7 +234,7 @@ def _transform(slots: Ints, weights: Weights, state: State, signal: NDArray[np.f
     slot_stride = 2 * shape.kv_heads * head_stride
     for row in range(rows):
         _copy(flat_signal, row // run * signal.shape[1] + row % run * hidden, hidden, x, row * width)
-        _turns(turns, row * head_dim, state.positions[slots[row // run]] + row % run, weights.frequencies, shape)
+        _turns(turns, row * head_dim, begins[row // run] + row % run, weights.frequencies, shape)
     for index in range(shape.layers):
         base = index * shape.layer
         for row in range(rows):
@@ -233,16 +243,13 @@ def _transform(slots: Ints, weights: Weights, state: State, signal: NDArray[np.f
             normed, 0, 0, width, 1, rows, 1, 0, hidden,
             flat, base + shape.qkv, flat, base + shape.qkv_bias, joined_numbers, joined, 0, 0, joined_width, False,
         )  # fmt: skip
+        # One row after the other: the ring has no room for what a slot's later frames keep beside what this one sees.
         for row in range(rows):
-            slot = slots[row // run]
-            column = (state.positions[slot] + row % run) % shape.ring
-            place = (index * len(state.positions) + slot) * slot_stride + column * head_dim
-            turn_and_keep(joined, row * joined_width, shape, turns, row, entries, place, head_stride)
-        for row in range(rows):
-            slot = slots[row // run]
-            position = state.positions[slot] + row % run
+            position = begins[row // run] + row % run
             count = min(position + 1, shape.window)
-            place = (index * len(state.positions) + slot) * slot_stride
+            place = (index * len(state.positions) + slots[row // run]) * slot_stride
+            kept = place + position % shape.ring * head_dim
+            turn_and_keep(joined, row * joined_width, shape, turns, row, entries, kept, head_stride)
             for head in range(shape.heads):
                 keys = place + head * shape.kv_heads // shape.heads * head_stride
                 attend_in_ring(

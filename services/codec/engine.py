@@ -1,6 +1,9 @@
-"""Schedules the codec's slots: each round decodes one frame of every stream that has one."""
+"""Schedules the codec's slots: each round decodes the frames that are due first."""
 
 import time
+from collections import Counter
+from collections.abc import Mapping
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -52,7 +55,7 @@ class CodecEngine(SlotEngine[DecodeStream]):
         """Allocates the slots and runs the codec once each way, so that no stream pays for a first time."""
         self._decoder = self.codec.slot_decoder(self.slot_count)
         self.codec.encode(torch.zeros(self.codec.samples_per_frame))
-        self._decoder.step({0: [0] * self.codec.codebook_count})
+        self._decoder.step({0: [[0] * self.codec.codebook_count]})
 
     async def encode(self, samples: Samples) -> list[Frame]:
         """Encodes sound [samples] into frames; raises Full when `queue_limit` others wait.
@@ -76,28 +79,35 @@ class CodecEngine(SlotEngine[DecodeStream]):
         """Nothing to do: a slot is made new when a stream joins."""
 
     def advance(self) -> bool:
-        """Decodes a frame of every stream that has one and whose reader keeps up."""
+        """Decodes frames that are there and whose readers keep up; the listener who would be the first to hear nothing
+        comes first.
+        """
         live = [stream for stream in self.streams.values() if not stream.done]
-        ready = [stream for stream in live if stream.inbox and stream.writable]
-        # Where slots are decoded one after the other, the listener who would be the first to hear nothing comes first.
-        due = sorted(ready, key=self._due_at)[: self._decoder.width]
+        waiting = [
+            (self._due_at(stream, index), stream)
+            for stream in live
+            for index in range(min(len(stream.inbox), stream.room, self._decoder.run))
+        ]
+        due = sorted(waiting, key=itemgetter(0))[: self._decoder.width]
         if due:
-            self._decode(due)
+            self._decode(Counter(stream for _, stream in due))
         for stream in live:
             # In this order: once `ended` is seen, all frames are in the inbox.
             if stream.ended and not stream.inbox and not stream.done:
                 stream.finish()
         return bool(due)
 
-    def _due_at(self, stream: DecodeStream) -> float:
-        """When the listener needs the stream's next frame: the sound of those before it is then played."""
+    def _due_at(self, stream: DecodeStream, index: int) -> float:
+        """When the listener needs one of the frames that wait: the sound of those before it is then played."""
         frame_seconds = self.codec.samples_per_frame / self.codec.sample_rate_hz
-        return stream.due_at + (stream.frame_count - stream.played_frame_count) * frame_seconds
+        return stream.due_at + (stream.frame_count - stream.played_frame_count + index) * frame_seconds
 
-    def _decode(self, due: list[DecodeStream]) -> None:
+    def _decode(self, due: Mapping[DecodeStream, int]) -> None:
+        """Decodes so many frames of each of these streams."""
         began_at = time.perf_counter()
         try:
-            decoded = self._decoder.step({stream.slot: stream.take() for stream in due})
+            frames = {stream.slot: [stream.take() for _ in range(count)] for stream, count in due.items()}
+            decoded = self._decoder.step(frames)
         except Exception as error:
             # Slots without a frame in this round are not touched by it, so their streams go on.
             for stream in due:
@@ -106,4 +116,5 @@ class CodecEngine(SlotEngine[DecodeStream]):
         took_seconds = time.perf_counter() - began_at
         self.count_step(len(due))
         for stream in due:
-            stream.decoded(decoded[stream.slot], took_seconds)
+            for samples in decoded[stream.slot]:
+                stream.decoded(samples, took_seconds)

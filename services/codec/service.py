@@ -157,8 +157,7 @@ class Reply:
         """Hands frames to the engine. Their sound leaves together, but for that of the first `played_count`."""
         for start in range(played_count, len(frames), MESSAGE_FRAMES):
             self._message_sizes.append(min(MESSAGE_FRAMES, len(frames) - start))
-        for codes in frames:
-            await self._stream.send(codes)
+        await self._stream.send(*frames)
 
     async def _write(self, context: DecodeContext) -> None:
         frame_index = self._opening.played_frame_count

@@ -70,14 +70,20 @@ class Stream(Generic[In, Out]):
 
     # --- asyncio's side
 
-    async def send(self, item: In) -> None:
-        """Hands an input to the engine; waits while the inbox is full. A stream that is done takes nothing more."""
-        while len(self.inbox) >= self._inbox_limit and not self.done:
-            self._room.clear()
-            await self._room.wait()
-        if not self.done:
+    async def send(self, *items: In) -> None:
+        """Hands inputs to the engine, which is woken once for all of them; waits while the inbox is full.
+
+        A stream that is done takes nothing more.
+        """
+        for item in items:
+            while len(self.inbox) >= self._inbox_limit and not self.done:
+                self._wake()
+                self._room.clear()
+                await self._room.wait()
+            if self.done:
+                return
             self.inbox.append(item)
-            self._wake()
+        self._wake()
 
     def end(self) -> None:
         """Says that the input is complete."""
@@ -119,7 +125,12 @@ class Stream(Generic[In, Out]):
     @property
     def writable(self) -> bool:
         """Whether the reader keeps up."""
-        return self.unread_count < self._outbox_limit
+        return self.room > 0
+
+    @property
+    def room(self) -> int:
+        """How many outputs more the reader may leave unread; below 0 where there were more than it may."""
+        return self._outbox_limit - self.unread_count
 
     def take(self) -> In:
         """Removes the oldest input."""

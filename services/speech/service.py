@@ -207,14 +207,16 @@ class StepFeed:
         async for _, message in self._reader:
             if not message.steps:
                 raise InvalidArgument("steps.steps must have at least one step", field="steps.steps")
+            steps = []
             for step in message.steps:
                 index.expect(step.index)
                 if step.index == 0:
                     self.first_step_at = time.perf_counter()
                 if text_ended:
                     raise InvalidArgument("no step may follow the one with is_end", reason="OUT_OF_ORDER", field="step")
-                await self._stream.send(self._step(step))
+                steps.append(self._step(step))
                 text_ended = step.is_end
+            await self._stream.send(*steps)
         self._stream.end()
         self._ended.set()
         await self._reader.nothing_more()

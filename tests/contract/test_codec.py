@@ -495,7 +495,7 @@ async def test_a_broken_round_is_internal_and_the_next_stream_is_served() -> Non
 async def test_samples_that_are_not_finite_are_never_sent() -> None:
     async with serving() as server:
         nothing = np.full(SAMPLES_PER_FRAME, np.nan, np.float32)
-        server.engine._decoder.step = lambda frames: dict.fromkeys(frames, nothing)
+        server.engine._decoder.step = lambda frames: {slot: [nothing] * len(codes) for slot, codes in frames.items()}
         error = await refusal(decode(server, random_codes(2)))
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "NON_FINITE")
 

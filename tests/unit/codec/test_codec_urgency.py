@@ -24,15 +24,16 @@ class NotedDecoder:
     """Decodes nothing, and notes which slots had a frame decoded together."""
 
     width: int
+    run: int
     rounds: list[list[int]] = field(default_factory=list)
 
     def reset(self, slot: int) -> None:
         """Nothing to forget."""
 
-    def step(self, frames: Mapping[int, Sequence[int]]) -> dict[int, NDArray[np.float32]]:
+    def step(self, frames: Mapping[int, Sequence[Sequence[int]]]) -> dict[int, list[NDArray[np.float32]]]:
         """Silence for each."""
-        self.rounds.append(list(frames))
-        return {slot: np.zeros(1, np.float32) for slot in frames}
+        self.rounds.append([slot for slot, following in frames.items() for _ in following])
+        return {slot: [np.zeros(1, np.float32) for _ in following] for slot, following in frames.items()}
 
 
 @dataclass
@@ -67,9 +68,9 @@ def codec(make_mimi: Callable[..., MimiModel]) -> Codec:
     return Codec(make_mimi(5), 4)
 
 
-async def decoded(codec: Codec, listeners: list[Listener], width: int) -> list[list[int]]:
-    """The listeners of each round, who have all their frames at hand from the first round on."""
-    decoder = NotedDecoder(width)
+async def decoded(codec: Codec, listeners: list[Listener], width: int, run: int = 1) -> list[list[int]]:
+    """The listeners of each round, once for each frame; they have all their frames at hand from the first round on."""
+    decoder = NotedDecoder(width, run)
     engine = CodecEngine(codec, slot_count=len(listeners), queue_limit=0)
     engine._decoder = decoder
     streams = [DecodeStream(listener.played) for listener in listeners]
@@ -112,3 +113,14 @@ async def test_a_listener_that_waited_beyond_its_time_does_not_hold_up_the_other
 async def test_what_was_heard_before_is_gone_through_before_it_is_due(codec: Codec) -> None:
     listeners = [Listener(0.0), Listener(0.0, frame_count=5, played=2)]
     assert await decoded(codec, listeners, 1) == [[1], [1], [0], [1], [0], [1], [0], [1]]
+
+
+async def test_where_a_slot_may_have_several_frames_at_a_time_each_comes_when_it_is_due(codec: Codec) -> None:
+    early, late = Listener(0.0, frame_count=5), Listener(1000.0, frame_count=4)
+    assert await decoded(codec, [late, early], 8, run=3) == [[1, 1, 1, 0, 0, 0], [1, 1, 0]]
+    assert await decoded(codec, [late, early], 4, run=4) == [[1, 1, 1, 1], [1, 0, 0, 0], [0]]
+    assert await decoded(codec, [Listener(0.0), Listener(0.0), Listener(0.0)], 4, run=4) == [
+        [0, 0, 1, 2],
+        [1, 1, 2, 0],
+        [2],
+    ]

@@ -25,7 +25,7 @@ every_shape = pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
 
 def heard(decoder: CompiledSlots, slot: int, codes: torch.Tensor) -> NDArray[np.float32]:
     """The samples of codes [frames, codebooks]."""
-    return np.concatenate([decoder.step({slot: frame})[slot] for frame in codes.tolist()])
+    return np.concatenate([decoder.step({slot: [frame]})[slot][0] for frame in codes.tolist()])
 
 
 def decode_exactly(mimi: MimiModel, codes: torch.Tensor) -> NDArray[np.float64]:
@@ -48,6 +48,21 @@ def test_compiled_slots_equal_one_shot(make_mimi, random_codes, settings) -> Non
 
 
 @every_shape
+@pytest.mark.parametrize("together", [2, 3, 8, FRAMES])
+def test_frames_that_are_decoded_together_have_the_bits_of_one_after_the_other(
+    make_mimi, random_codes, settings, together: int
+) -> None:
+    codec = Codec(make_mimi(1, **settings), 4)
+    codes = random_codes(codec, FRAMES)
+    decoder = codec.slot_decoder(2)
+    frames = codes.tolist()
+    sound = [decoder.step({1: frames[start : start + together]})[1] for start in range(0, FRAMES, together)]
+    assert (
+        np.concatenate([samples for part in sound for samples in part]).tobytes() == heard(decoder, 0, codes).tobytes()
+    )
+
+
+@every_shape
 def test_compiled_slots_equal_the_operations_of_torch(make_mimi, random_codes, settings) -> None:
     mimi = make_mimi(2, **settings)
     codebooks = mimi.config.num_quantizers - 1
@@ -57,14 +72,14 @@ def test_compiled_slots_equal_the_operations_of_torch(make_mimi, random_codes, s
     for frames in zip(*replies, strict=True):
         with exact_float32():
             expected = decoder.decode_step(state, torch.stack(frames), everyone)
-        given = compiled.step({slot: frame.tolist() for slot, frame in enumerate(frames)})
-        np.testing.assert_allclose(np.stack([given[0], given[1]]), expected.numpy(), atol=1e-5, rtol=0)
+        given = compiled.step({slot: [frame.tolist()] for slot, frame in enumerate(frames)})
+        np.testing.assert_allclose(np.stack([*given[0], *given[1]]), expected.numpy(), atol=1e-5, rtol=0)
 
 
 def test_compiled_slots_equal_one_shot_when_the_window_is_full(golden_codec, random_codes) -> None:
     codes = random_codes(golden_codec, 160)
     assert 2 * len(codes) > golden_codec.mimi.config.sliding_window
-    samples = heard(golden_codec.slot_decoder(1), 0, codes)
+    samples = np.concatenate(golden_codec.slot_decoder(1).step({0: codes.tolist()})[0])
     # Without a window these weights would differ by 4e-5: the tolerance is below that.
     np.testing.assert_allclose(samples, decode_exactly(golden_codec.mimi, codes), atol=2e-6, rtol=0)
 
@@ -81,7 +96,7 @@ def test_a_slot_that_sits_out_keeps_its_state_to_the_bit(make_mimi, random_codes
     for index, frame in enumerate(codes):
         executed = [slot for slot in range(3) if (index % 2 == 0, index % 3 == 0, False)[slot]]
         before = [remembered(slot) for slot in range(3)]
-        decoder.step(dict.fromkeys(executed, frame))
+        decoder.step({slot: [frame] for slot in executed})
         assert [remembered(slot) != before[slot] for slot in range(3)] == [slot in executed for slot in range(3)]
     assert decoder._state.positions.tolist() == [40, 28, 0]
 

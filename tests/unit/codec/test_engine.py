@@ -82,12 +82,12 @@ async def test_an_error_in_a_round_fails_the_streams_of_that_round_only(codec, r
         healthy = engine._decoder
 
         class Broken:
-            width = 1
+            width = run = 1
 
             def reset(self, slot: int) -> None:
                 healthy.reset(slot)
 
-            def step(self, frames: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+            def step(self, frames: Mapping[int, Sequence[Sequence[int]]]) -> dict[int, list[np.ndarray]]:
                 raise RuntimeError("out of memory")
 
         async with engine.open(DecodeStream()) as waiting, engine.open(DecodeStream()) as unlucky:

@@ -47,9 +47,10 @@ def hear(decoder: SlotDecoder, slot_count: int, replies: list[list[list[int]]]) 
             if slot not in live and waiting and chance.random() < 0.6:
                 decoder.reset(slot)
                 live[slot] = waiting.pop(0)
-        due = {slot: replies[n][len(heard[n])] for slot, n in live.items() if chance.random() < 0.7}
-        for slot, samples in decoder.step(due).items():
-            heard[live[slot]].append(samples)
+        left = {slot: replies[n][len(heard[n]) :] for slot, n in live.items()}
+        due = {slot: frames[: chance.randint(1, 3)] for slot, frames in left.items() if chance.random() < 0.7}
+        for slot, sound in decoder.step(due).items():
+            heard[live[slot]] += sound
             if len(heard[live[slot]]) == len(replies[live[slot]]):
                 del live[slot]
     return heard

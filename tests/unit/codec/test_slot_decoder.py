@@ -12,7 +12,7 @@ from services.codec.model import Codec
 def alone(codec: Codec, frames: torch.Tensor) -> list[bytes]:
     """The sound of each frame of a reply that has a decoder to itself."""
     decoder = codec.slot_decoder(1)
-    return [decoder.step({0: frame})[0].tobytes() for frame in frames.tolist()]
+    return [decoder.step({0: [frame]})[0][0].tobytes() for frame in frames.tolist()]
 
 
 @pytest.mark.parametrize("slot_count", [2, 3, 5, 8, 11])
@@ -28,9 +28,11 @@ def test_slots_that_join_and_leave_at_random_equal_their_solo_runs(make_mimi, ra
                 live[slot] = random_codes(codec, chance.randint(1, 16), seed=round_index * 100 + slot), []
         due = [slot for slot in live if chance.random() < 0.7]
         chance.shuffle(due)
-        for slot, samples in decoder.step({slot: live[slot][0][len(live[slot][1])].tolist() for slot in due}).items():
+        following = {slot: live[slot][0][len(live[slot][1]) :][: chance.randint(1, 5)].tolist() for slot in due}
+        for slot, sound in decoder.step(following).items():
             codes, heard = live[slot]
-            heard.append(samples.tobytes())
+            assert len(sound) == len(following[slot])
+            heard += [samples.tobytes() for samples in sound]
             if len(heard) == len(codes):
                 ended.append(live.pop(slot))
     assert len(ended) > slot_count
@@ -44,9 +46,9 @@ def test_golden_weights_too(golden_codec, random_codes) -> None:
     heard: list[list[bytes]] = [[], [], []]
     for index in range(20 + 2):
         # Each slot starts one round after the one before it.
-        due = {slot: replies[slot][index - slot].tolist() for slot in range(3) if 0 <= index - slot < 20}
-        for slot, samples in decoder.step(due).items():
-            heard[slot].append(samples.tobytes())
+        due = {slot: [replies[slot][index - slot].tolist()] for slot in range(3) if 0 <= index - slot < 20}
+        for slot, sound in decoder.step(due).items():
+            heard[slot].append(sound[0].tobytes())
     assert heard == [alone(golden_codec, reply) for reply in replies]
 
 
@@ -54,19 +56,19 @@ def test_reset_forgets_the_last_reply(golden_codec, random_codes) -> None:
     decoder = golden_codec.slot_decoder(2)
     first, second = random_codes(golden_codec, 5, seed=1), random_codes(golden_codec, 5, seed=2)
     for frame in first.tolist():
-        decoder.step({0: frame, 1: frame})
+        decoder.step({0: [frame], 1: [frame]})
     decoder.reset(1)
-    assert [decoder.step({1: frame})[1].tobytes() for frame in second.tolist()] == alone(golden_codec, second)
-    resumed = [decoder.step({0: frame})[0].tobytes() for frame in second.tolist()]
+    assert [sound.tobytes() for sound in decoder.step({1: second.tolist()})[1]] == alone(golden_codec, second)
+    resumed = [sound.tobytes() for sound in decoder.step({0: second.tolist()})[0]]
     assert resumed == alone(golden_codec, torch.cat((first, second)))[5:]
 
 
 def test_samples_belong_to_the_caller(golden_codec, random_codes) -> None:
     decoder = golden_codec.slot_decoder(1)
     frames = random_codes(golden_codec, 2).tolist()
-    kept = decoder.step({0: frames[0]})[0]
+    (kept,) = decoder.step({0: frames[:1]})[0]
     copy = kept.copy()
-    decoder.step({0: frames[1]})
+    decoder.step({0: frames[1:]})
     assert np.array_equal(kept, copy)
 
 
@@ -82,7 +84,7 @@ def test_a_graph_of_all_slots_equals_the_cpu_and_each_slot_its_solo_run(make_mim
     expected = [np.frombuffer(sound, np.float32) for sound in alone(on_cpu, codes)]
     chosen = slot_count - 1
     for index, frame in enumerate(codes.tolist()):
-        together = decoder.step({**dict.fromkeys(range(chosen), others[index]), chosen: frame})[chosen]
-        apart = solo.step({0: frame})[0]
+        (together,) = decoder.step({**{slot: [others[index]] for slot in range(chosen)}, chosen: [frame]})[chosen]
+        (apart,) = solo.step({0: [frame]})[0]
         assert together.tobytes() == apart.tobytes()
         np.testing.assert_allclose(together, expected[index], atol=1e-4, rtol=0)

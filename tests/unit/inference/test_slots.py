@@ -496,6 +496,20 @@ async def test_send_waits_while_the_inbox_is_full() -> None:
         assert [item async for item in stream] == [0, 1, 2, 3]
 
 
+async def test_more_than_there_is_room_for_is_sent_as_it_is_read() -> None:
+    engine = EchoEngine()
+    async with running(engine), engine.open(EchoStream(inbox_limit=3)) as stream:
+        async with device_blocked(engine):
+            sending = asyncio.create_task(stream.send(*range(10)))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not sending.done()
+            assert list(stream.inbox) == [0, 1, 2]
+        await sending
+        stream.end()
+        assert [item async for item in stream] == list(range(10))
+
+
 class SumEngine(EchoEngine):
     """Reads all that it is sent and says nothing before the end."""
 
