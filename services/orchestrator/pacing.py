@@ -11,8 +11,10 @@ from services.orchestrator.heard import Playback
 IN_HAND_SECONDS = 0.5
 # Nobody waits for less than this.
 TICK_SECONDS = 0.001
-# Most sound in a packet.
+# Most sound in a packet: so much; but of what a listener has in hand who is far behind, a share, up to an end.
 PACKET_SECONDS = 0.4
+PACKET_SHARE = 0.25
+LONGEST_PACKET_SECONDS = 1.6
 
 
 class Pace:
@@ -82,8 +84,8 @@ class Packets:
         self._playback = playback
         self._sound = sound
         self._send = send
+        self._frame_seconds = frame_seconds
         self._frame_bytes = frame_bytes
-        self._most_frames = max(1, int(PACKET_SECONDS / frame_seconds))
         self._sent_count = 0
         self._waiting = bytearray()
         self._is_ended = False
@@ -117,6 +119,11 @@ class Packets:
             self._taken.set()
         if rest := self._sound.end():
             await self._send(self._sent_count, 0, rest)
+
+    @property
+    def _most_frames(self) -> int:
+        share = PACKET_SHARE * self._playback.ahead_seconds
+        return max(1, int(min(max(PACKET_SECONDS, share), LONGEST_PACKET_SECONDS) / self._frame_seconds))
 
     @property
     def _waiting_count(self) -> int:

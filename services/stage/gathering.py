@@ -12,8 +12,10 @@ Out = TypeVar("Out")
 
 # A listener with less than this in hand is sent every output as soon as it is there.
 IN_HAND_SECONDS = 0.5
-# Most speech in a message.
+# Most speech in a message: so much; but of what a listener has in hand who is far behind, a share, up to an end.
 MESSAGE_SECONDS = 0.8
+MESSAGE_SHARE = 0.25
+LONGEST_MESSAGE_SECONDS = 2.56
 # Nobody waits for less than this.
 TICK_SECONDS = 0.001
 # An output that is told to last less than this would make messages of any size.
@@ -39,7 +41,6 @@ class Gathering(Generic[Out]):
     def __init__(self, stream: Stream[Any, Out], lasts_seconds: float) -> None:
         self._stream = stream
         self._lasts_seconds = lasts_seconds
-        self._most_count = max(1, int(MESSAGE_SECONDS / lasts_seconds)) if lasts_seconds else 1
         self._sent_count = 0
         self._began_at = 0.0
 
@@ -56,15 +57,23 @@ class Gathering(Generic[Out]):
         return []
 
     async def _gather(self, outputs: list[Out]) -> None:
-        while len(outputs) < self._most_count and self._stream.unread_count:
+        most_count = self._most_count
+        while len(outputs) < most_count and self._stream.unread_count:
             outputs.append(await anext(self._stream))
         spare_seconds = self._in_hand_seconds - IN_HAND_SECONDS
         if spare_seconds < TICK_SECONDS:
             return
         with suppress(TimeoutError, StopAsyncIteration):
             async with asyncio.timeout(spare_seconds):
-                while len(outputs) < self._most_count:
+                while len(outputs) < most_count:
                     outputs.append(await anext(self._stream))
+
+    @property
+    def _most_count(self) -> int:
+        if not self._lasts_seconds:
+            return 1
+        share = MESSAGE_SHARE * self._in_hand_seconds
+        return max(1, int(min(max(MESSAGE_SECONDS, share), LONGEST_MESSAGE_SECONDS) / self._lasts_seconds))
 
     @property
     def _in_hand_seconds(self) -> float:

@@ -23,6 +23,7 @@ from services.speech.engine import Codes, SpeechEngine, SpeechStep, Voice
 from services.speech.metrics import SpeechMetrics
 from services.speech.service import SERVICE_NAME, SpeechService
 from services.speech.settings import SpeechSettings
+from services.stage.gathering import MESSAGE_SHARE
 from tests.conftest import GOLDEN, GoldenCase, gated, serving, until_idle
 from tests.contract.scraped_metrics import scraped
 
@@ -202,7 +203,7 @@ async def test_frames_are_golden(server: Server, golden_case: GoldenCase) -> Non
 async def test_frames_leave_together_when_nobody_waits_for_them(
     server: Server, golden_cases: dict[str, GoldenCase]
 ) -> None:
-    """The first leaves alone; the frames are the same, each once, with their steps."""
+    """The first leaves alone; the frames are the same, each once, with their steps. Who has much gets more at once."""
     requests = wire_case(golden_cases["length_limit"], max_frame_count=60, sampling=sampling(seed=3))
     each_alone = read_reply(alone := await answers(server, requests))
     step_counts = [count for answer in alone[1:-1] for count in answer.frames.step_counts]
@@ -214,7 +215,9 @@ async def test_frames_leave_together_when_nobody_waits_for_them(
         assert [count for message in messages for count in message.step_counts] == step_counts
         sizes = [len(message.frames) for message in messages]
         assert sizes[0] == 1
-        assert max(sizes) <= most
+        sent_seconds = [frame_seconds * sum(sizes[:index]) for index in range(len(sizes))]
+        for size, in_hand_seconds in zip(sizes, sent_seconds, strict=True):
+            assert size <= max(most, MESSAGE_SHARE * in_hand_seconds / frame_seconds)
         assert [message.index for message in messages] == [sum(sizes[:index]) for index in range(len(sizes))]
 
 

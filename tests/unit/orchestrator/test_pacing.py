@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.orchestrator.heard import Playback
-from services.orchestrator.pacing import IN_HAND_SECONDS, PACKET_SECONDS, Pace, Packets
+from services.orchestrator.pacing import (
+    IN_HAND_SECONDS,
+    LONGEST_PACKET_SECONDS,
+    PACKET_SECONDS,
+    PACKET_SHARE,
+    Pace,
+    Packets,
+)
 from tests.unit.orchestrator.fake_clock import FakeClock
 
 RATE_HZ, FRAME = 24_000, 1_920
@@ -101,6 +108,7 @@ def test_packets_join_what_can_wait(arrivals: list[tuple[float, int]], is_held_b
         for frame in range(first, first + count):
             # It leaves when it comes, or while there is still as much to play as there must be.
             assert now - arrived[frame] < ROUNDING or in_hand >= IN_HAND_SECONDS - ROUNDING
+        assert count * FRAME_SECONDS <= max(PACKET_SECONDS, PACKET_SHARE * in_hand)
         sent.append((first, count, data))
         playback.send(count * FRAME)
 
@@ -124,7 +132,6 @@ def test_packets_join_what_can_wait(arrivals: list[tuple[float, int]], is_held_b
     assert b"".join(data for _, _, data in sent) == whole
     assert [first for first, _, _ in sent] == [sum(count for _, count, _ in sent[:i]) for i in range(len(sent))]
     assert sent[0][1] == 1
-    assert all(count * FRAME_SECONDS <= PACKET_SECONDS for _, count, _ in sent)
     assert sum(count for _, count, _ in sent) == len(arrived)
 
 
@@ -146,3 +153,25 @@ async def test_in_a_long_reply_packets_are_few() -> None:
         packets.end()
     assert (counts[0], sum(counts)) == (1, 100)
     assert len(counts) < 40
+
+
+async def test_who_is_far_behind_is_sent_a_share_of_what_he_has_at_once() -> None:
+    clock = FakeClock()
+    playback = Playback(clock, RATE_HZ)
+    counts: list[int] = []
+
+    async def send(_first: int, count: int, _data: bytes) -> None:
+        counts.append(count)
+        playback.send(count * FRAME)
+
+    packets = Packets(clock, playback, AsItIs(), send, frame_seconds=FRAME_SECONDS, frame_bytes=1)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(packets.run())
+        for _ in range(500):  # a hundred times as fast as it is played
+            await clock.wait(asyncio.Event(), FRAME_SECONDS / 100)
+            await packets.add(b"x")
+        packets.end()
+    assert (counts[0], sum(counts)) == (1, 500)
+    assert counts[1:-1] == sorted(counts[1:-1])
+    assert max(counts) == int(LONGEST_PACKET_SECONDS / FRAME_SECONDS)
+    assert len(counts) < 50

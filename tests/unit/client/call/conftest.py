@@ -136,6 +136,8 @@ class Conversation:
         self._mesh = mesh
         self._time = mesh.time
         self._context = context
+        # Turns and replies both write; gRPC takes one message of a call at a time.
+        self._writing = asyncio.Lock()
         self._turn_count = 0
         self._stops: dict[int, asyncio.Event] = {}
         self._rate = 0
@@ -247,7 +249,8 @@ class Conversation:
         """One message to the client."""
         self._time.depart()
         with self._time.under_way():
-            await self._context.write(orchestrator_pb2.ConverseResponse(**payload))
+            async with self._writing:
+                await self._context.write(orchestrator_pb2.ConverseResponse(**payload))
 
 
 @pytest.fixture
