@@ -23,10 +23,16 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] → [..., outputs]."""
-        if not is_compiled_for(x.device, x.dtype):
-            return super().forward(x)
-        # A weight that was filled or moved since is laid out again.
+        compiled = self.compiled
+        return super().forward(x) if compiled is None else compiled(x)
+
+    @property
+    def compiled(self) -> "CompiledProduct | None":
+        """The layer in compiled code, where that is what runs it."""
         weight = self.weight
+        if not is_compiled_for(weight.device, weight.dtype):
+            return None
+        # A weight that was filled or moved since is laid out again.
         version = 0 if weight.is_inference() else weight._version
         is_same = self._source is not None and self._source.data_ptr() == weight.data_ptr()
         if self._compiled is None or not is_same or version != self._version:
@@ -34,7 +40,7 @@ class Linear(nn.Linear):
 
             self._compiled = CompiledProduct(weight, self.bias)
             self._source, self._version = weight.detach(), version
-        return self._compiled(x)
+        return self._compiled
 
 
 def laid_out_bytes(module: nn.Module, device: torch.device, dtype: torch.dtype) -> int:

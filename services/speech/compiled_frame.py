@@ -9,21 +9,8 @@ from services.inference.cpu import stack
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.draw import Hashes, draw, row_hash
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply
-from services.inference.cpu.stack import Ints, StackShape
-from services.inference.kv_cache import KvCache
-from services.inference.transformer import Transformer
+from services.inference.cpu.stack import Ints, StackCache
 from services.speech.model import NO_CODE, SpeechModel
-
-
-class StackCache(NamedTuple):
-    """A stack and its cache; `entries` and `turns` flat."""
-
-    shape: StackShape
-    weights: Floats
-    turns: Floats
-    entries: Floats
-    slots: int
-    columns: int
 
 
 class Tables(NamedTuple):
@@ -76,16 +63,6 @@ def tables(model: SpeechModel) -> Tables:
         heads=np.concatenate([laid_out(head.numpy()) for head in heads]),
         zeros=np.zeros(in_blocks(widest), np.float32),
         places=model.noise.places.numpy().reshape(-1),
-    )
-
-
-def stack_cache(transformer: Transformer, cache: KvCache) -> StackCache:
-    """A stack on a CPU in float32, and its cache."""
-    compiled = transformer.compiled
-    assert compiled is not None, "the stack is not on a CPU in float32"
-    columns = cache.position_count + 1
-    return StackCache(
-        compiled.shape, compiled.weights, compiled.turns(columns), cache.numbers, cache.slot_count, columns
     )
 
 

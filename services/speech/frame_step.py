@@ -117,17 +117,20 @@ class _Compiled:
     """The step in compiled code, on the mirrors' own memory; slots that sit out cost nothing."""
 
     def __init__(self, step: FrameStep) -> None:
-        from services.speech.compiled_frame import Wishes, next_frames, stack_cache, tables  # not needed for a GPU
+        from services.speech.compiled_frame import Wishes, next_frames, tables  # not needed for a GPU
 
         model = step.model
+        backbone, depth = model.backbone.stack.compiled, model.depth_decoder.stack.compiled
+        assert backbone is not None
+        assert depth is not None
         self._next_frames = next_frames
         self._parts = (
             Wishes(
                 step.previous.host, step.hidden.host, step.token.host, step.has_step.host, step.columns.host,
                 step.frame.host, step.temperature.host, step.top_k.host, step.seed.host,
             ),
-            stack_cache(model.backbone.stack, step.cache),
-            stack_cache(model.depth_decoder.stack, step.depth_cache.kv),
+            backbone.with_cache(step.cache),
+            depth.with_cache(step.depth_cache.kv),
             tables(model),
             step._codes.host,
         )  # fmt: skip

@@ -654,11 +654,11 @@ async def test_a_deadline_that_passes_frees_the_slot(server: Server) -> None:
 
 
 async def test_a_bug_is_internal_and_tells_no_secret(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("a secret of ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.engine.model, "decode", broken)
+        patch.setattr(server.engine.step, "run", broken)
         error = await failure(server, [opening(), HELLO, END])
     assert (error.code, error.message) == (StatusCode.INTERNAL, "internal error")
 

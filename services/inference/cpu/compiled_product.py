@@ -12,8 +12,8 @@ class CompiledProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._outputs, self._inputs = weight.shape
-        self._weight = laid_out(weight.detach().numpy())
-        self._bias = padded(np.zeros(self._outputs, np.float32) if bias is None else bias.detach().numpy())
+        self.weight = laid_out(weight.detach().numpy())
+        self.bias = padded(np.zeros(self._outputs, np.float32) if bias is None else bias.detach().numpy())
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., inputs] → [..., outputs]."""
@@ -21,7 +21,7 @@ class CompiledProduct:
         width = in_blocks(self._outputs)
         product = np.empty((len(rows), width), np.float32)
         multiply(
-            rows.reshape(-1), 0, self._inputs, len(rows), self._inputs, self._weight, 0, self._bias, 0, self._outputs,
+            rows.reshape(-1), 0, self._inputs, len(rows), self._inputs, self.weight, 0, self.bias, 0, self._outputs,
             product.reshape(-1), 0, width, False,
         )  # fmt: skip
         return torch.from_numpy(product)[:, : self._outputs].view(*x.shape[:-1], self._outputs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from services.inference.cpu import stack
 from services.inference.cpu.product import Floats, in_blocks
-from services.inference.cpu.stack import Ints, LayerWeights, StackShape
+from services.inference.cpu.stack import Ints, LayerWeights, StackCache, StackShape
 from services.inference.kv_cache import KvCache
 from services.inference.rope import Rope
 
@@ -47,6 +47,11 @@ class CompiledStack:
             table = torch.cat((cosines[0, :, 0, :half], sines[0, :, 0, half:]), dim=-1)
             self._turns = np.ascontiguousarray(table.numpy()).reshape(-1)
         return self._turns
+
+    def with_cache(self, cache: KvCache) -> StackCache:
+        """The stack and a cache of its own, whole."""
+        columns = cache.position_count + 1
+        return StackCache(self.shape, self.weights, self.turns(columns), cache.numbers, cache.slot_count, columns)
 
     def run(
         self, x: NDArray[np.float32], slots: Ints, columns: Ints, positions: Ints, wanted: Ints, cache: KvCache

@@ -22,7 +22,7 @@ def draw(
     The first of equals, as everywhere.
     """
     if temperature == 0:
-        return _first_highest(logits, first, count)
+        return first_highest(logits, first, count)
     codes, likely = np.empty(count, np.int64), np.empty(count + LANES, np.float32)
     keeps_all = top_k == 0 or top_k >= count
     edge = np.float32(-np.inf) if keeps_all else _low_edge(logits, first, count, top_k, likely)
@@ -45,7 +45,7 @@ def row_hash(seed: int, frame: int) -> int:
 
 
 @inlined
-def _first_highest(logits: Floats, first: int, count: int) -> int:
+def first_highest(logits: Floats, first: int, count: int) -> int:
     """The code of the largest logit; 0 where none is a number."""
     highest, whole = splat(np.float32(-np.inf)), count - count % LANES
     for code in range(0, whole, LANES):

@@ -43,6 +43,17 @@ class StackShape(NamedTuple):
     layer: int
 
 
+class StackCache(NamedTuple):
+    """A stack and its cache, as steps in compiled code are given them; `entries` and `turns` flat."""
+
+    shape: StackShape
+    weights: Floats
+    turns: Floats
+    entries: Floats
+    slots: int
+    columns: int
+
+
 class LayerWeights(NamedTuple):
     """What a layer multiplies with; the products [outputs, inputs], a bias of zeros where there is none."""
 

@@ -290,13 +290,13 @@ async def test_an_error_in_a_round_fails_its_replies_and_the_engine_goes_on(
 ) -> None:
     engine, case = new_reasoner_engine(), golden_cases["text_only"]
 
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the device is lost")
 
     async with started(engine):
-        for step in ("prefill", "encode_block", "decode"):
+        for owner, step in ((engine.model, "prefill"), (engine.model, "encode_block"), (engine.step, "run")):
             with monkeypatch.context() as patch:
-                patch.setattr(engine.model, step, broken)
+                patch.setattr(owner, step, broken)
                 with pytest.raises(RuntimeError, match="the device is lost"):
                     await write_case(engine, golden_cases["short_speech"])
             await until_idle(engine)
@@ -317,7 +317,7 @@ async def test_a_prompt_that_can_not_be_made_fails_its_own_reply_alone(
     monkeypatch.setattr(engine.tokenizer, "render", render_or_fail)
     async with started(engine):
         expected = exact(await write_case(engine, case))
-        with gated(engine.model, "decode") as gate:
+        with gated(engine.step, "run") as gate:
             writing = asyncio.create_task(write_case(engine, case))
             await gate.reached()
             unlucky = asyncio.create_task(write(engine, [Turn("user", ("unlucky",))]))

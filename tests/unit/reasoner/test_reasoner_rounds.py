@@ -41,8 +41,8 @@ async def test_a_long_prompt_never_keeps_others_waiting_for_more_than_a_piece(
     async with started(engine):
         monkeypatch.setattr(engine.model, "prefill", note("chunk", engine.model.prefill))
         monkeypatch.setattr(engine.model, "encode_block", note("block", engine.model.encode_block))
-        with gated(engine.model, "decode", at_call=3) as gate:
-            monkeypatch.setattr(engine.step, "run", note(STEP, engine.step.run))
+        monkeypatch.setattr(engine.step, "run", note(STEP, engine.step.run))
+        with gated(engine.step, "run", at_call=3) as gate:
             writing = asyncio.create_task(write(engine, golden_cases["text_only"].turns(), 60))
             await gate.reached()
             long = [golden_cases[name].turns() for name in ("long_speech", "text_and_speech")]

@@ -84,10 +84,10 @@ async def test_replies_of_graphs_equal_plain_ones_and_a_warm_engine_captures_not
 
 @pytest.mark.parametrize("context_length", [1, 2, 511, 512, 513, 1000, 1024, 2048, 3000])
 def test_every_rung_that_a_step_may_ask_for_is_prepared_and_no_other(
-    graphs: RecordedGraphs, reasoner_model: ReasonerModel, context_length: int
+    graphs: RecordedGraphs, exact_model: ReasonerModel, context_length: int
 ) -> None:
-    step = TokenStep(reasoner_model, slot_count=2, context_length=context_length)
-    ladder = NotedLadder(reasoner_model.config.stack.hidden_size)
+    step = TokenStep(exact_model, slot_count=2, context_length=context_length)
+    ladder = NotedLadder(exact_model.config.stack.hidden_size)
     step._ladder = ladder  # type: ignore[assignment]
     step.warm()
     prepared, ladder.rungs = ladder.rungs, []
@@ -134,8 +134,32 @@ def test_a_step_stays_where_it_is(graphs: RecordedGraphs, exact_model: ReasonerM
     assert places() == before
 
 
-def test_a_warm_step_leaves_what_slots_hold(graphs: RecordedGraphs, exact_model: ReasonerModel) -> None:
-    step = TokenStep(exact_model, slot_count=2, context_length=600)
+@pytest.mark.parametrize("slots", [[0], [2], [1, 3], [3, 0, 2], [0, 1, 2, 3]])
+def test_compiled_code_gives_the_bytes_of_the_models_own_step(reasoner_model: ReasonerModel, slots: list[int]) -> None:
+    compiled, plain = (TokenStep(reasoner_model, slot_count=4, context_length=90) for _ in range(2))
+    plain._compiled = None
+    chance = torch.Generator().manual_seed(len(slots))
+    for step in (compiled, plain):
+        step.cache.entries.normal_(generator=chance.manual_seed(1))
+    for column in (0, 1, 40, 89):
+        found = []
+        for step in (compiled, plain):
+            step.begin()
+            for slot in slots:
+                step.token.host[slot] = (97 * column + 31 * slot) % len(reasoner_model.embed_tokens.weight)
+                step.column.host[slot] = max(column - slot, 0)
+            states, following = step.run(slots, highest=column)
+            found.append([(states[slot].tobytes(), int(following[slot])) for slot in slots])
+        assert found[0] == found[1]
+    assert compiled.cache.entries[..., :-1, :].equal(plain.cache.entries[..., :-1, :])
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_warm_step_leaves_what_slots_hold(
+    graphs: RecordedGraphs, exact_model: ReasonerModel, reasoner_model: ReasonerModel, is_compiled: bool
+) -> None:
+    step = TokenStep(reasoner_model if is_compiled else exact_model, slot_count=2, context_length=600)
+    assert (step._compiled is not None) == is_compiled
     step.cache.entries.normal_(generator=torch.Generator().manual_seed(0))
     kept = step.cache.entries[..., : step.cache.dump, :].clone()
     step.warm()

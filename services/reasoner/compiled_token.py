@@ -1,0 +1,47 @@
+"""The token step in compiled code: embeddings, language model and the most likely token in one call."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from services.inference.cpu import stack
+from services.inference.cpu.compilation import compiled
+from services.inference.cpu.draw import first_highest
+from services.inference.cpu.product import Floats, in_blocks, multiply
+from services.inference.cpu.stack import Ints, StackCache
+
+
+class Vocabulary(NamedTuple):
+    """embeddings [tokens, hidden]; head and bias as `multiply` reads them."""
+
+    embeddings: Floats
+    head: Floats
+    bias: Floats
+
+
+@compiled
+def next_tokens(
+    slots: Ints, tokens: Ints, columns: Ints, model: StackCache, vocabulary: Vocabulary, states: Floats, following: Ints
+) -> None:
+    """Runs a token of each of these slots.
+
+    tokens, columns [slots]: what is run and where it goes. states [slots, hidden], following [slots]: the slots' rows
+    are filled with the state after the final norm, and with the most likely next token, the first of equals.
+    """
+    count, hidden, size = len(slots), model.shape.hidden, len(vocabulary.embeddings)
+    width, logit_width = in_blocks(hidden), in_blocks(size)
+    x = np.zeros(count * width, np.float32)
+    for index in range(count):
+        x[index * width : index * width + hidden] = vocabulary.embeddings[tokens[slots[index]]]
+    places = columns[slots]
+    stack.run(
+        x, slots, places, places, np.arange(count),
+        model.entries, model.slots, model.columns, model.shape, model.weights, model.turns,
+    )  # fmt: skip
+    logits = np.empty(count * logit_width, np.float32)
+    multiply(
+        x, 0, width, count, hidden, vocabulary.head, 0, vocabulary.bias, 0, size, logits, 0, logit_width, False,
+    )  # fmt: skip
+    for index in range(count):
+        states[slots[index]] = x[index * width : index * width + hidden]
+        following[slots[index]] = first_highest(logits, index * logit_width, size)
