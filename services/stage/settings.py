@@ -48,7 +48,7 @@ class StageSettings(ServiceSettings):
         ge=1,
         le=1024,
         description="CPU threads of what torch computes, as encoders; if unset, its own choice. A step of a model on "
-        "a CPU takes one",
+        "a CPU takes one, a prompt two",
     )
 
 

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply, padded
-from services.inference.cpu.vectors import LANES, exp, fma, load, splat, store, total
+from services.inference.cpu.vectors import LANES, exp, fma, load, publish, published, splat, store, total
 
 Ints = NDArray[np.int64]
+
+ALONE, LEADS, FOLLOWS = 0, 1, 2
+"""What a thread is to another one that runs rows of the same slots."""
 
 
 class StackShape(NamedTuple):
@@ -98,6 +101,23 @@ def run(
     states after the final norm are; of others the last layer gives nothing but keys and values. entries:
     `KvCache.entries`, flat. turns: `turn_table`, flat.
     """
+    run_beside(
+        x, slots, columns, positions, wanted, entries, slot_count, column_count, shape, weights, turns,
+        np.zeros(1, np.int64), ALONE,
+    )  # fmt: skip
+
+
+@compiled
+def run_beside(
+    x: Floats, slots: Ints, columns: Ints, positions: Ints, wanted: Ints,
+    entries: Floats, slot_count: int, column_count: int,
+    shape: StackShape, weights: Floats, turns: Floats, layers_kept: Ints, role: int,
+) -> None:  # fmt: skip
+    """`run`, of rows whose neighbours another thread runs at the same time.
+
+    layers_kept [1]: one that LEADS tells there in how many layers its keys and values are kept; one that FOLLOWS sees
+    columns of that one's rows, and waits in each layer until they are there.
+    """
     rows, width = len(slots), in_blocks(shape.hidden)
     query_width, head_dim = shape.heads * shape.head_dim, shape.head_dim
     joined_width = in_blocks(query_width + 2 * shape.kv_heads * head_dim)
@@ -120,6 +140,10 @@ def run(
         for row in range(rows):
             place = (index * slot_count + slots[row]) * slot_stride + columns[row] * head_dim
             turn_and_keep(joined, row * joined_width, shape, turns, positions[row], entries, place, head_stride)
+        if role == LEADS:
+            publish(layers_kept, index + 1)
+        while role == FOLLOWS and published(layers_kept) <= index:
+            pass
         if index == shape.layers - 1:
             for row in range(len(wanted)):
                 _move(joined, joined_width, wanted[row], row)
