@@ -17,7 +17,7 @@ TURNS = (1, 5, 20)
 TURN_SECONDS = 2
 SPEED = 10
 """How many times faster than people these users speak: five rounds would take ten minutes otherwise."""
-ROUNDS = 7
+ROUNDS = 31
 FRAMES = 4
 """Of a reply: its first packet is what counts."""
 SEED = 2**33
