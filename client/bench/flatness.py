@@ -16,7 +16,7 @@ UTTERANCE_SECONDS = (2, 10, 30, 60)
 TURNS = (1, 5, 20)
 TURN_SECONDS = 2
 SPEED = 10
-"""How many times faster than people these users speak: five rounds would take ten minutes otherwise."""
+"""How many times faster than people these users speak: all rounds would take more than an hour otherwise."""
 ROUNDS = 31
 FRAMES = 4
 """Of a reply: its first packet is what counts."""

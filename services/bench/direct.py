@@ -9,7 +9,8 @@ from services.bench.clock import Clock
 from services.bench.conversation import Conversation
 from services.bench.engines import StageEngines
 from services.bench.shape import CannotMeasure
-from services.codec.engine import DecodeStream, Samples
+from services.codec.engine import DecodeStream
+from services.codec.slot_decoder import Samples
 from services.reasoner.engine import ReasonerStep, ReasonerStream
 from services.reasoner.prompt import Turn
 from services.speech.engine import Sampling, SpeechFrame, SpeechStep, SpeechStream, Voice

@@ -5,16 +5,13 @@ from collections import Counter
 from collections.abc import Mapping
 from operator import itemgetter
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from services.codec.model import Codec
-from services.codec.slot_decoder import SlotDecoder
+from services.codec.slot_decoder import Samples, SlotDecoder
 from services.inference.slots import Full, SlotEngine, Stream
 
 Frame = list[int]
-Samples = NDArray[np.float32]
 
 
 class DecodeStream(Stream[Frame, Samples]):

@@ -84,7 +84,7 @@ def multiply_rows(
 def _multiply_block(
     x: Floats, x0: int, weight: Floats, w0: int, bias: Floats, b0: int, y: Floats, y0: int, numbers: Any
 ) -> None:
-    """One block of outputs; numbers: as those of `product_block`."""
+    """One block of outputs; numbers: those of `product_block`."""
     vectors = in_vectors(numbers[7]) // LANES
     if vectors == 4:
         _four(x, x0, weight, w0, bias, b0, y, y0, numbers)

@@ -135,7 +135,8 @@ def test_packets_join_what_can_wait(arrivals: list[tuple[float, int]], is_held_b
     assert sum(count for _, count, _ in sent) == len(arrived)
 
 
-async def test_in_a_long_reply_packets_are_few() -> None:
+async def packet_sizes(frame_count: int, times_as_fast: int) -> list[int]:
+    """Frames of each packet of a reply whose frames come so many times as fast as they are played."""
     clock = FakeClock()
     playback = Playback(clock, RATE_HZ)
     counts: list[int] = []
@@ -147,30 +148,21 @@ async def test_in_a_long_reply_packets_are_few() -> None:
     packets = Packets(clock, playback, AsItIs(), send, frame_seconds=FRAME_SECONDS, frame_bytes=1)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(packets.run())
-        for _ in range(100):  # four times as fast as it is played
-            await clock.wait(asyncio.Event(), FRAME_SECONDS / 4)
+        for _ in range(frame_count):
+            await clock.wait(asyncio.Event(), FRAME_SECONDS / times_as_fast)
             await packets.add(b"x")
         packets.end()
+    return counts
+
+
+async def test_in_a_long_reply_packets_are_few() -> None:
+    counts = await packet_sizes(100, 4)
     assert (counts[0], sum(counts)) == (1, 100)
     assert len(counts) < 40
 
 
 async def test_who_is_far_behind_is_sent_a_share_of_what_he_has_at_once() -> None:
-    clock = FakeClock()
-    playback = Playback(clock, RATE_HZ)
-    counts: list[int] = []
-
-    async def send(_first: int, count: int, _data: bytes) -> None:
-        counts.append(count)
-        playback.send(count * FRAME)
-
-    packets = Packets(clock, playback, AsItIs(), send, frame_seconds=FRAME_SECONDS, frame_bytes=1)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(packets.run())
-        for _ in range(500):  # a hundred times as fast as it is played
-            await clock.wait(asyncio.Event(), FRAME_SECONDS / 100)
-            await packets.add(b"x")
-        packets.end()
+    counts = await packet_sizes(500, 100)
     assert (counts[0], sum(counts)) == (1, 500)
     assert counts[1:-1] == sorted(counts[1:-1])
     assert max(counts) == int(LONGEST_PACKET_SECONDS / FRAME_SECONDS)
