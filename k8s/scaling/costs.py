@@ -1,7 +1,7 @@
 """What steps cost, and so what a replica of each stage can carry.
 
 On a CPU they are measured. No step was measured on a card: there they take the least that memory and arithmetic allow
-for the published model, times ABOVE_FLOOR. On a CPU a frame takes 1.3 to 1.45 times its products, the reference
+for the published model, times ABOVE_FLOOR. On a CPU a frame takes 1.25 to 1.8 times its products, the reference
 implementation on a card 20 times.
 """
 
@@ -114,7 +114,7 @@ def on_card(card: Card, slot_count: int) -> Machine:
 
 
 # Rounds of one and of 8 streams of random:small on a core, in seconds: docs/benchmarks.md, "A round of 8 slots".
-ROUNDS = {"reasoner": (0.000614, 0.001493), "speech": (0.001484, 0.003780), "codec": (0.000120, 0.000589)}
+ROUNDS = {"reasoner": (0.001882, 0.003077), "speech": (0.005644, 0.009125), "codec": (0.000246, 0.002235)}
 CPU = Machine(
     "CPU core, random:small, 8 slots",
     {stage: StageCost.measured(*rounds, step_hz=WORK[stage].step_hz) for stage, rounds in ROUNDS.items()},
