@@ -6,7 +6,7 @@ import numpy as np
 
 from services.bench.engines import StageEngines
 from services.bench.shape import ReplyShape
-from services.reasoner.model import audio_token_count
+from services.reasoner.audio_encoder import audio_token_count
 from services.reasoner.prompt import Clip, Prompt, Turn, assemble
 from services.speech.engine import Voice
 

@@ -11,21 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.cpu.attention import attend_in_ring, score_room
-from services.inference.cpu.compilation import compiled, inlined
+from services.inference.cpu.compilation import compiled
+from services.inference.cpu.gelu import gelu
+from services.inference.cpu.norms import layer_norm
 from services.inference.cpu.product import Floats
 from services.inference.cpu.stack import Ints, turn_and_keep
-from services.inference.cpu.vectors import (
-    LANES,
-    Vector,
-    exp,
-    first_of,
-    fma,
-    load,
-    splat,
-    store,
-    total,
-    where_above_zero,
-)
+from services.inference.cpu.vectors import LANES, exp, load, splat, store, where_above_zero
 from services.inference.cpu.windows import in_vectors, multiply_windows
 
 CONVOLUTION = np.dtype(
@@ -49,10 +40,7 @@ Convolutions = NDArray[Any]
 
 
 class TransformerShape(NamedTuple):
-    """The transformer's numbers, and where its parts lie in its flat array of weights: those of layer 0, then of 1, ….
-
-    The biases of norms lie behind their weights.
-    """
+    """The transformer's numbers, and where its parts lie in its flat weights: those of layer 0, then of layer 1, …."""
 
     layers: int
     hidden: int
@@ -65,11 +53,13 @@ class TransformerShape(NamedTuple):
     positions: int
     epsilon: float
     rotation_scale: float
+    attention_norm_bias: int
     qkv: int
     qkv_bias: int
     output: int
     output_bias: int
     mlp_norm: int
+    mlp_norm_bias: int
     first: int
     first_bias: int
     second: int
@@ -238,7 +228,7 @@ def _transform(slots: Ints, begins: Ints, weights: Weights, state: State, signal
     for index in range(shape.layers):
         base = index * shape.layer
         for row in range(rows):
-            _layer_norm(x, row * width, hidden, flat, base, shape.epsilon, normed)
+            layer_norm(x, row * width, hidden, flat, base, base + shape.attention_norm_bias, shape.epsilon, normed)
         multiply_windows(
             normed, 0, 0, width, 1, rows, 1, 0, hidden,
             flat, base + shape.qkv, flat, base + shape.qkv_bias, joined_numbers, joined, 0, 0, joined_width, False,
@@ -262,12 +252,13 @@ def _transform(slots: Ints, begins: Ints, weights: Weights, state: State, signal
             flat, base + shape.output, flat, base + shape.output_bias, hidden, x, 0, 0, width, True,
         )  # fmt: skip
         for row in range(rows):
-            _layer_norm(x, row * width, hidden, flat, base + shape.mlp_norm, shape.epsilon, normed)
+            norm, bias = base + shape.mlp_norm, base + shape.mlp_norm_bias
+            layer_norm(x, row * width, hidden, flat, norm, bias, shape.epsilon, normed)
         multiply_windows(
             normed, 0, 0, width, 1, rows, 1, 0, hidden,
             flat, base + shape.first, flat, base + shape.first_bias, shape.inner, inner, 0, 0, inner_width, False,
         )  # fmt: skip
-        _gelu(inner)
+        gelu(inner)
         multiply_windows(
             inner, 0, 0, inner_width, 1, rows, 1, 0, shape.inner,
             flat, base + shape.second, flat, base + shape.second_bias, hidden, x, 0, 0, width, True,
@@ -284,51 +275,3 @@ def _turns(turns: Floats, t0: int, position: int, frequencies: Floats, shape: Tr
         angle = np.float32(position) * frequencies[k]
         turns[t0 + k] = np.float32(math.cos(angle)) * shape.rotation_scale
         turns[t0 + half + k] = np.float32(math.sin(angle)) * shape.rotation_scale
-
-
-@compiled
-def _layer_norm(x: Floats, x0: int, width: int, weight: Floats, w0: int, epsilon: float, y: Floats) -> None:
-    """The `width` numbers of x from x0 on, behind which are zeros, less their mean over their deviation, into y's x0.
-
-    The bias lies behind the weight, both in whole vectors.
-    """
-    bias = w0 + in_vectors(width)
-    sums = splat(np.float32(0))
-    for k in range(0, width, LANES):
-        sums = sums + load(x, x0 + k)
-    mean = splat(np.float32(total(sums) / width))
-    squares = splat(np.float32(0))
-    for k in range(0, width, LANES):
-        part = first_of(load(x, x0 + k) - mean, width - k)
-        squares = fma(part, part, squares)
-    scale = splat(np.float32(1 / math.sqrt(total(squares) / width + epsilon)))
-    for k in range(0, width, LANES):
-        store(y, x0 + k, fma((load(x, x0 + k) - mean) * scale, load(weight, w0 + k), load(weight, bias + k)))
-
-
-@compiled
-def _gelu(x: Floats) -> None:
-    """x times the share of a normal distribution below it, in place; x in whole vectors."""
-    for k in range(0, len(x), LANES):
-        part = load(x, k)
-        store(x, k, part * _share_below(part))
-
-
-# Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: 1 - erf(z) = t (a1 + a2 t + …) e^(-z²) with
-# t = 1 / (1 + p z), for z from 0 on, within 1.5e-7.
-_P = np.float32(0.3275911)
-_A = tuple(map(np.float32, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)))
-_ROOT_HALF = np.float32(math.sqrt(0.5))
-
-
-@inlined
-def _share_below(x: Vector) -> Vector:
-    """The share of a normal distribution below x, (1 + erf(x / √2)) / 2, within 2e-7."""
-    zero, one = splat(np.float32(0)), splat(np.float32(1))
-    z = where_above_zero(x, x, zero - x) * splat(_ROOT_HALF)
-    t = one / fma(splat(_P), z, one)
-    series = splat(_A[0])
-    for term in _A[1:]:
-        series = fma(series, t, splat(term))
-    beyond = splat(np.float32(0.5)) * (series * t * exp(zero - z * z))
-    return where_above_zero(x, one - beyond, beyond)

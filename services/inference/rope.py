@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
@@ -69,12 +69,14 @@ def _inverse_frequencies(settings: RopeSettings) -> tuple[Tensor, float]:
     if parameters["rope_type"] == "default":
         exponents = torch.arange(0, settings.head_dim, 2, dtype=torch.int64).float() / settings.head_dim
         return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
-    config = LlamaConfig(
-        head_dim=settings.head_dim,
-        hidden_size=settings.head_dim,
-        num_attention_heads=1,
-        max_position_embeddings=settings.max_positions,
-        rope_parameters=parameters,
-    )
+    # The base of all configs: a model's own class brings its whole family's code with it.
+    numbers: dict[str, Any] = {
+        "head_dim": settings.head_dim,
+        "hidden_size": settings.head_dim,
+        "num_attention_heads": 1,
+        "max_position_embeddings": settings.max_positions,
+        "rope_parameters": parameters,
+    }
+    config = PreTrainedConfig(**numbers)
     frequencies, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, torch.device("cpu"))
     return frequencies, float(scale)

@@ -107,14 +107,14 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
         self.prefill_chunk = prefill_chunk
         self.step = TokenStep(model, slot_count=slot_count, context_length=context_length)
         self.kept = KeptPrefixes(slot_count)
-        self._new_clip = partial(HeardClip, features, model.config.mel_block, KnownClips())
+        self._new_clip = partial(HeardClip, features, model.config.audio.mel_block, KnownClips())
         self._prefilling = PrefillQueue[ReasonerStream]()
 
     @torch.inference_mode()
     def warm(self) -> None:
         """Runs each kind of step once into the dump column, so that the first caller does not pay for first times."""
         device, hop = self.model.device, self.features.hop
-        mel = self.features.extract(np.zeros(self.model.config.mel_block * hop, np.float32)).to(device)
+        mel = self.features.extract(np.zeros(self.model.config.audio.mel_block * hop, np.float32)).to(device)
         cache = self.step.cache
         (chunk,) = chunks(self.model.encode_block(mel)[:1], self.prefill_chunk, cache)
         nowhere = replace(chunk, columns=torch.full_like(chunk.columns, cache.dump))

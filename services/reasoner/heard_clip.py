@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.inference.prefixes import Identities
+from services.reasoner.audio_encoder import audio_token_count
 from services.reasoner.features import ClipFeatures, MelFeatures
 from services.reasoner.known_clips import KnownClips
-from services.reasoner.model import audio_token_count
 
 MOST_COMPUTATIONS = 50
 """Computations of features between two looks at what else there is to do: 10 s of sound."""

@@ -5,7 +5,8 @@ import torch
 from services.inference.device import blank_modules
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes, run_bytes
 from services.inference.product import laid_out_bytes
-from services.reasoner.model import ReasonerConfig, ReasonerModel, audio_token_count
+from services.reasoner.audio_encoder import audio_token_count
+from services.reasoner.model import ReasonerConfig, ReasonerModel
 
 PROMPT_COPIES = 2
 """Of a prompt's embeddings, until it is prefilled: the clips' as they were encoded, and all in their places."""
@@ -49,14 +50,14 @@ class ReasonerMemory:
 
     @property
     def _mel_bytes_per_position(self) -> int:
-        frames = self._config.mel_block // audio_token_count(self._config.mel_block)
-        return frames * self._config.audio.num_mel_bins * torch.float32.itemsize
+        frames = self._config.audio.mel_block // audio_token_count(self._config.audio.mel_block)
+        return frames * self._config.audio.mel_bins * torch.float32.itemsize
 
     def _block_bytes(self) -> int:
         """Activations of one layer of the audio encoder over a block, and of the convolutions before it."""
-        audio, frames = self._config.audio, self._config.mel_block
+        audio, frames = self._config.audio, self._config.audio.mel_block
         positions = 2 * audio_token_count(frames)  # pairs of them are pooled at the end
-        attention = 4 * audio.d_model + audio.encoder_attention_heads * positions
-        layer = positions * (4 * audio.d_model + 2 * audio.encoder_ffn_dim + attention)
-        convolutions = 4 * frames * audio.d_model
+        attention = 4 * audio.hidden_size + audio.heads * positions
+        layer = positions * (4 * audio.hidden_size + 2 * audio.intermediate_size + attention)
+        convolutions = 4 * frames * audio.hidden_size
         return (layer + convolutions) * self._dtype.itemsize

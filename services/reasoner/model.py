@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5OmniAudioEncoderConfig
-from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from services.inference.kv_cache import KvCache
 from services.inference.prefill import Chunk
 from services.inference.product import Linear
 from services.inference.transformer import Transformer, TransformerConfig, transformer_config
+from services.reasoner.audio_encoder import AudioEncoder, AudioEncoderConfig, audio_encoder_config
 
 
 @dataclass(frozen=True)
@@ -19,15 +18,10 @@ class ReasonerConfig:
     """The reasoner's numbers."""
 
     stack: TransformerConfig
-    audio: Qwen2_5OmniAudioEncoderConfig
+    audio: AudioEncoderConfig
     vocabulary_size: int
     audio_token_id: int
     end_token_id: int
-
-    @property
-    def mel_block(self) -> int:
-        """Mel frames of one attention block of the audio encoder: 2 s."""
-        return 2 * int(self.audio.n_window)
 
 
 def reasoner_config(
@@ -35,18 +29,13 @@ def reasoner_config(
 ) -> ReasonerConfig:
     """Builds the numbers from the language model's and the audio encoder's config sections."""
     stack = transformer_config(text, qkv_bias=True, default_theta=1e6)
-    audio_config = Qwen2_5OmniAudioEncoderConfig(**{k: v for k, v in audio.items() if k not in ("model_type", "dtype")})
-    if audio_config.output_dim != stack.hidden_size:
+    audio_config = audio_encoder_config(audio)
+    if audio_config.output_size != stack.hidden_size:
         raise ValueError(
-            f"the audio encoder's output_dim is {audio_config.output_dim}; "
+            f"the audio encoder's output_dim is {audio_config.output_size}; "
             f"expected the language model's hidden_size, {stack.hidden_size}"
         )
     return ReasonerConfig(stack, audio_config, int(text["vocab_size"]), audio_token_id, end_token_id)
-
-
-def audio_token_count(mel_frames: int) -> int:
-    """Positions that a clip of so many mel frames takes in the prompt; model.md C.2."""
-    return ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
 class ReasonerModel(nn.Module):
@@ -58,7 +47,7 @@ class ReasonerModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.stack.hidden_size)
         self.stack = Transformer(config.stack)
         self.lm_head = Linear(config.stack.hidden_size, config.vocabulary_size)
-        self.audio_encoder = Qwen2_5OmniAudioEncoder(config.audio)
+        self.audio_encoder = AudioEncoder(config.audio)
 
     @property
     def device(self) -> torch.device:
@@ -66,15 +55,8 @@ class ReasonerModel(nn.Module):
         return self.embed_tokens.weight.device
 
     def encode_block(self, mel: Tensor) -> Tensor:
-        """One attention block of a clip: mel [mel bins, n ≤ mel_block] → embeddings [audio tokens, hidden].
-
-        Blocks do not see each other and a full block has an even number of positions, so the blocks of a clip joined
-        are the clip encoded at once; the last may be shorter.
-        """
-        if audio_token_count(mel.shape[1]) < 1:
-            return mel.new_empty((0, self.config.stack.hidden_size)).to(self.embed_tokens.weight)
-        length = torch.tensor([mel.shape[1]], device=mel.device)
-        encoded: Tensor = self.audio_encoder(input_features=mel, feature_lens=length).last_hidden_state
+        """One attention block of a clip: mel [mel bins, n ≤ mel_block] → embeddings [audio tokens, hidden]."""
+        encoded: Tensor = self.audio_encoder(mel)
         return encoded
 
     def prefill(self, chunk: Chunk, cache: KvCache) -> Tensor:

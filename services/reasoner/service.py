@@ -9,10 +9,10 @@ import grpc
 from chroma_mesh.reasoner.v1 import reasoner_pb2, reasoner_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 
+from services.reasoner.audio_encoder import audio_token_count
 from services.reasoner.engine import FirstStepWork, ReasonerEngine, ReasonerStep, ReasonerStream
 from services.reasoner.live_prompt import Input
 from services.reasoner.metrics import ReasonerMetrics
-from services.reasoner.model import audio_token_count
 from services.reasoner.prompt import Clip, History, Role, Samples, Turn
 from services.runtime.audio import check_duration, check_format, decode_pcm
 from services.runtime.errors import InvalidArgument

@@ -43,15 +43,15 @@ def attention_room(queries: int, columns: int, head_dim: int) -> int:
 @compiled
 def attend(
     query: Floats, q0: int, q_row: int, rows: int, group: int, head_dim: int,
-    entries: Floats, keys: int, values: int, count: int, room: Floats, seen: Floats, s0: int, s_row: int,
+    entries: Floats, keys: int, values: int, count: int, more: int, room: Floats, seen: Floats, s0: int, s_row: int,
 ) -> None:  # fmt: skip
     """What queries see in the columns of a head: the softmax of their products with the keys, times the values.
 
     There are `rows`, q_row apart, of `group` queries each. keys, values: where the columns begin in `entries`. The
-    first row sees `count` columns, each row one more than the row before. room: of `attention_room`. What a row sees
-    goes into a row of `seen`; these are s_row apart.
+    first row sees `count` columns, each row `more` than the row before: 1, or 0 where all see the same. room: of
+    `attention_room`. What a row sees goes into a row of `seen`; these are s_row apart.
     """
-    queries, most, width = rows * group, count + rows - 1, in_vectors(head_dim)
+    queries, most, width = rows * group, count + (rows - 1) * more, in_vectors(head_dim)
     stride = in_vectors(most) + LANES
     sums = queries * head_dim
     shares = sums + queries * width
@@ -76,7 +76,7 @@ def attend(
             room, scores + begin, stride, False,
         )  # fmt: skip
     for index in range(queries):
-        room[shares + index] = _weigh(room, scores + index * stride, count + index // group, head_dim)
+        room[shares + index] = _weigh(room, scores + index * stride, count + index // group * more, head_dim)
     for begin in range(0, most, _TILE):
         columns, place = min(most - begin, _TILE), values + begin * head_dim
         if _can_be_read(entries, place, columns, head_dim):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from services.inference.cpu.product import BLOCK, in_blocks, laid_out, multiply, padded
+from services.inference.cpu.product import in_blocks, laid_out, multiply, padded
 
 
 class CompiledProduct:
@@ -30,7 +30,22 @@ class CompiledProduct:
 def laid_out_count(module: nn.Module) -> int:
     """At most how many numbers compiled code holds of a module, once it has run."""
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    layers = {id(part.weight): part for part in module.modules() if isinstance(part, nn.Linear)}
-    others = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in tables | layers.keys()}
-    count = sum((part.in_features + 1) * in_blocks(part.out_features) for part in layers.values())
-    return count + sum(max(tensor.numel(), BLOCK) for tensor in others.values())
+    products = {
+        id(part.weight): in_blocks(len(part.weight)) * _inputs(part)
+        for part in module.modules()
+        if isinstance(part, nn.Linear | nn.Conv1d)
+    }
+    others = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in tables | products.keys()}
+    return sum(products.values()) + sum(map(_in_rows, others.values()))
+
+
+def _inputs(part: nn.Linear | nn.Conv1d) -> int:
+    """At most how many numbers one output is made of, its bias among them."""
+    if isinstance(part, nn.Linear):
+        return part.in_features + 1
+    return in_blocks(part.in_channels) * part.kernel_size[0] + 1
+
+
+def _in_rows(tensor: Tensor) -> int:
+    """A tensor's numbers in rows of whole blocks."""
+    return tensor.numel() // tensor.shape[-1] * in_blocks(tensor.shape[-1])

@@ -4,7 +4,6 @@ A position's result is the same bits whatever runs beside it and however its pro
 computed from its own row and its slot's cache alone, always in the same order.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
+from services.inference.cpu.norms import rms_norm
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply, padded
-from services.inference.cpu.vectors import LANES, exp, fma, load, publish, published, splat, store, total
+from services.inference.cpu.vectors import LANES, exp, load, publish, published, splat, store
 
 Ints = NDArray[np.int64]
 
@@ -162,7 +162,7 @@ def run_beside(
                 keys, first = place + head * head_stride, head * group * head_dim
                 attend(
                     joined, row * joined_width + first, joined_width, end - row, group, head_dim,
-                    entries, keys, keys + shape.kv_heads * head_stride, columns[row] + 1,
+                    entries, keys, keys + shape.kv_heads * head_stride, columns[row] + 1, 1,
                     room, seen, row * seen_width + first, seen_width,
                 )  # fmt: skip
             row = end
@@ -191,18 +191,6 @@ def _move(x: Floats, width: int, source: int, target: int) -> None:
     """Copies a row."""
     for k in range(0, width, LANES):
         store(x, target * width + k, load(x, source * width + k))
-
-
-@compiled
-def rms_norm(x: Floats, x0: int, width: int, weight: Floats, w0: int, epsilon: float, y: Floats) -> None:
-    """The `width` numbers of x from x0 on over the root of the mean of their squares, times a weight, into y's x0."""
-    squares = splat(np.float32(0))
-    for k in range(0, width, LANES):
-        part = load(x, x0 + k)
-        squares = fma(part, part, squares)
-    scale = splat(np.float32(1 / math.sqrt(total(squares) / width + epsilon)))
-    for k in range(0, width, LANES):
-        store(y, x0 + k, load(x, x0 + k) * scale * load(weight, w0 + k))
 
 
 @compiled

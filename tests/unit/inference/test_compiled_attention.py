@@ -35,28 +35,32 @@ class Head:
         columns[:, :known] = numbers.standard_normal((2, known, head_dim), np.float32)
         return cls(numbers.standard_normal((rows, group, head_dim), np.float32) * 3, *columns)
 
-    def seen(self, first: int, rows: int, count: int) -> Floats:
-        """What `rows` from `first` on see, where the first sees `count` columns; nothing else is written."""
+    def seen(self, first: int, rows: int, count: int, more: int = 1) -> Floats:
+        """What `rows` from `first` on see, where the first sees `count` columns, each `more` than the one before.
+
+        Nothing else is written.
+        """
         _, group, head_dim = self.queries.shape
         # Queries lie apart, as beside the keys and values of their own positions.
         query = np.pad(self.queries.reshape(len(self.queries), -1), ((0, 0), (0, 5)), constant_values=np.nan)
         seen = np.zeros((rows, group * head_dim + 3), np.float32)
-        room = np.full(attention_room(rows * group, count + rows - 1, head_dim), np.nan, np.float32)
+        room = np.full(attention_room(rows * group, count + (rows - 1) * more, head_dim), np.nan, np.float32)
         attend(
             query.reshape(-1), first * query.shape[1], query.shape[1], rows, group, head_dim,
-            np.concatenate((self.keys, self.values)).reshape(-1), 0, self.keys.size, count,
+            np.concatenate((self.keys, self.values)).reshape(-1), 0, self.keys.size, count, more,
             room, seen.reshape(-1), 0, seen.shape[1],
         )  # fmt: skip
         assert not seen[:, group * head_dim :].any()
         return seen[:, : group * head_dim].reshape(rows, group, head_dim)
 
-    def expected(self, count: int) -> NDArray[np.float64]:
+    def expected(self, count: int, more: int = 1) -> NDArray[np.float64]:
         """What all of them see, in float64."""
         seen = np.empty(self.queries.shape)
         for row, queries in enumerate(self.queries.astype(np.float64)):
-            scores = queries @ self.keys[: count + row].T / np.sqrt(queries.shape[1])
+            columns = count + row * more
+            scores = queries @ self.keys[:columns].T / np.sqrt(queries.shape[1])
             shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-            seen[row] = shares / shares.sum(axis=1, keepdims=True) @ self.values[: count + row]
+            seen[row] = shares / shares.sum(axis=1, keepdims=True) @ self.values[:columns]
         return seen
 
 
@@ -82,6 +86,18 @@ def test_a_row_sees_the_same_bits_whatever_rows_are_computed_with_it(
     first = at.draw(st.integers(0, rows - 1))
     some = at.draw(st.integers(1, rows - first))
     assert np.array_equal(head.seen(first, some, count + first), together[first : first + some])
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@given(group=GROUPS, rows=ROWS, count=COUNTS, seed=st.integers(0, 9), at=st.data())
+def test_rows_may_see_the_same_columns(
+    head_dim: int, group: int, rows: int, count: int, seed: int, at: st.DataObject
+) -> None:
+    head = Head.random(rows, group, head_dim, count, seed)
+    together = head.seen(0, rows, count, more=0)
+    np.testing.assert_allclose(together, head.expected(count, more=0), atol=1e-5, rtol=0)
+    row = at.draw(st.integers(0, rows - 1))
+    assert np.array_equal(head.seen(row, 1, count), together[row : row + 1])
 
 
 @given(group=GROUPS, count=COUNTS, seed=st.integers(0, 9))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.tokenizer import Tokenizer
+from services.reasoner.audio_encoder import audio_token_count
 from services.reasoner.features import MelFeatures
-from services.reasoner.model import audio_token_count
 from services.reasoner.prompt import Clip, Turn, assemble, texts_between_clips
 from tests.conftest import GoldenCase
 
