@@ -7,7 +7,7 @@ from torch import Tensor
 
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply
-from services.inference.cpu.stack import Ints
+from services.inference.cpu.team import Ints
 
 
 class CompiledProducts:

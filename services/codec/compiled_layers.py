@@ -15,7 +15,8 @@ from services.inference.cpu.compilation import compiled
 from services.inference.cpu.gelu import gelu
 from services.inference.cpu.norms import layer_norm
 from services.inference.cpu.product import Floats
-from services.inference.cpu.stack import Ints, turn_and_keep
+from services.inference.cpu.stack import turn_and_keep
+from services.inference.cpu.team import Ints
 from services.inference.cpu.vectors import LANES, exp, load, splat, store, where_above_zero
 from services.inference.cpu.windows import in_vectors, multiply_windows
 
@@ -258,7 +259,7 @@ def _transform(slots: Ints, begins: Ints, weights: Weights, state: State, signal
             normed, 0, 0, width, 1, rows, 1, 0, hidden,
             flat, base + shape.first, flat, base + shape.first_bias, shape.inner, inner, 0, 0, inner_width, False,
         )  # fmt: skip
-        gelu(inner)
+        gelu(inner, 0, len(inner))
         multiply_windows(
             inner, 0, 0, inner_width, 1, rows, 1, 0, shape.inner,
             flat, base + shape.second, flat, base + shape.second_bias, hidden, x, 0, 0, width, True,

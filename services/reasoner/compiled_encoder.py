@@ -7,13 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from services.inference.cpu.attention import attend, attention_room
+from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.gelu import gelu
 from services.inference.cpu.norms import layer_norm
-from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply, padded
+from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply_together, padded
+from services.inference.cpu.second_thread import work_together
+from services.inference.cpu.team import Team, alone, parts
 from services.inference.cpu.vectors import LANES, load, splat, store
 from services.reasoner.audio_encoder import KERNEL, NORM_EPSILON, AudioEncoder, EncoderLayer, audio_token_count
+
+SHARED_FRAMES = 48
+"""With fewer frames it takes longer to wake another thread than it helps."""
 
 
 class EncoderShape(NamedTuple):
@@ -83,95 +88,149 @@ class CompiledEncoder:
         rows = np.zeros((frames + KERNEL - 1, shape.mel_bins), np.float32)
         rows[1:-1] = mel.numpy().T
         embeddings = np.empty((audio_token_count(frames), in_blocks(shape.output)), np.float32)
-        encode(rows.reshape(-1), frames, shape, self._weights, self._positions, embeddings.reshape(-1))
+        block = rows.reshape(-1), frames, shape, self._weights, self._positions, embeddings.reshape(-1)
+        room = signals(frames, shape)
+        if frames < SHARED_FRAMES:
+            encode(*block, room, alone(phases(shape)))
+        else:
+            work_together(phases(shape), lambda team: encode(*block, room, team))
         return torch.from_numpy(embeddings)[:, : shape.output]
+
+
+class Signals(NamedTuple):
+    """What a block is on its way through the encoder: rows in whole blocks, flat.
+
+    heard: of mel frames, behind a row of zeros and before another; all else of positions. entries: the keys of each
+    head, then the values of each, and room for whole vectors.
+    """
+
+    heard: Floats
+    x: Floats
+    normed: Floats
+    joined: Floats
+    entries: Floats
+    seen: Floats
+    inner: Floats
+
+
+PHASES_BEFORE, PHASES_OF_LAYER, PHASES_BEHIND = 4, 9, 2
+
+
+@compiled
+def phases(shape: EncoderShape) -> int:
+    """Phases of a team's work."""
+    return PHASES_BEFORE + shape.layers * PHASES_OF_LAYER + PHASES_BEHIND
+
+
+@compiled
+def signals(frames: int, shape: EncoderShape) -> Signals:
+    """Room for a block of so many mel frames."""
+    rows, width = (frames - 1) // 2 + 1, in_blocks(shape.hidden)
+    return Signals(
+        np.zeros((frames + KERNEL - 1) * width, np.float32),
+        np.empty(rows * width, np.float32),
+        np.empty(rows * width, np.float32),
+        np.empty(rows * in_blocks(3 * shape.hidden), np.float32),
+        np.zeros(2 * rows * shape.hidden + LANES * shape.hidden // shape.heads, np.float32),
+        np.empty(rows * width, np.float32),
+        np.empty(rows * in_blocks(shape.inner), np.float32),
+    )
 
 
 @compiled
 def encode(
-    mel: Floats, frames: int, shape: EncoderShape, weights: Floats, positions: Floats, embeddings: Floats
-) -> None:
-    """mel: rows of bins, of zeros before the first frame and after the last; embeddings: rows in whole blocks. Flat.
+    mel: Floats, frames: int, shape: EncoderShape, weights: Floats, positions: Floats, embeddings: Floats,
+    signals: Signals, team: Team,
+) -> None:  # fmt: skip
+    """Encodes a block, in each thread of a team.
 
-    positions: what is added to each, in whole blocks.
+    mel: rows of bins, of zeros before the first frame and after the last; positions: what is added to each;
+    embeddings: a row of each audio token. The last two in whole blocks, all flat.
     """
-    bins, width = shape.mel_bins, in_blocks(shape.hidden)
-    rows, pairs = (frames - 1) // 2 + 1, len(embeddings) // in_blocks(shape.output)
+    width, output = in_blocks(shape.hidden), in_blocks(shape.output)
+    rows, pairs = (frames - 1) // 2 + 1, len(embeddings) // output
+    heard, x, behind = signals.heard, signals.x, PHASES_BEFORE + shape.layers * PHASES_OF_LAYER
+    room = np.empty(attention_room(QUERIES, rows, shape.hidden // shape.heads), np.float32)
     # Of both convolutions a position's window is rows that lie one behind the other.
-    heard = np.zeros((frames + KERNEL - 1) * width, np.float32)
-    multiply(
-        mel, 0, bins, frames, KERNEL * bins, weights, shape.conv1, weights, shape.conv1_bias,
-        width, heard, width, width, False,
+    multiply_together(
+        mel, shape.mel_bins, frames, KERNEL * shape.mel_bins, weights, shape.conv1, shape.conv1_bias,
+        heard[width:], width, False, team, 0,
     )  # fmt: skip
-    gelu(heard)
-    x = np.empty(rows * width, np.float32)
-    multiply(
-        heard, 0, 2 * width, rows, KERNEL * width, weights, shape.conv2, weights, shape.conv2_bias,
-        width, x, 0, width, False,
+    for first, end in parts(team, 1, frames):
+        gelu(heard, (first + 1) * width, (end - first) * width)
+    multiply_together(
+        heard, 2 * width, rows, KERNEL * width, weights, shape.conv2, shape.conv2_bias, x, width, False, team, 2,
     )  # fmt: skip
-    gelu(x)
-    for k in range(0, rows * width, LANES):
-        store(x, k, load(x, k) + load(positions, k))
-    _run_layers(x, rows, shape, weights)
-    half = splat(np.float32(0.5))
-    for row in range(pairs):
-        for k in range(0, width, LANES):
-            pair = 2 * row * width + k
-            store(x, row * width + k, (load(x, pair) + load(x, pair + width)) * half)
-        layer_norm(x, row * width, shape.hidden, weights, shape.norm, shape.norm_bias, NORM_EPSILON, x)
-    output = in_blocks(shape.output)
-    multiply(
-        x, 0, width, pairs, shape.hidden, weights, shape.projection, weights, shape.projection_bias,
-        output, embeddings, 0, output, False,
+    for first, end in parts(team, 3, rows):
+        gelu(x, first * width, (end - first) * width)
+        for k in range(first * width, end * width, LANES):
+            store(x, k, load(x, k) + load(positions, k))
+    for index in range(shape.layers):
+        _run_layer(index, rows, shape, weights, signals, room, team)
+    half, normed = splat(np.float32(0.5)), signals.normed
+    for first, end in parts(team, behind, pairs):
+        for row in range(first, end):
+            for k in range(0, width, LANES):
+                pair = 2 * row * width + k
+                store(normed, row * width + k, (load(x, pair) + load(x, pair + width)) * half)
+            layer_norm(
+                normed, row * width, shape.hidden, weights, shape.norm, shape.norm_bias, NORM_EPSILON, normed
+            )  # fmt: skip
+    multiply_together(
+        normed, width, pairs, shape.hidden, weights, shape.projection, shape.projection_bias,
+        embeddings, output, False, team, behind + 1,
     )  # fmt: skip
 
 
 @compiled
-def _run_layers(x: Floats, rows: int, shape: EncoderShape, weights: Floats) -> None:
-    """x: rows of `hidden`, in whole blocks."""
+def _run_layer(
+    index: int, rows: int, shape: EncoderShape, weights: Floats, signals: Signals, room: Floats, team: Team
+) -> None:
     hidden, heads, head_dim = shape.hidden, shape.heads, shape.hidden // shape.heads
-    width, joined_width, inner = in_blocks(hidden), in_blocks(3 * hidden), in_blocks(shape.inner)
-    normed, joined = np.empty(rows * width, np.float32), np.empty(rows * joined_width, np.float32)
-    seen, inside = np.empty(rows * width, np.float32), np.empty(rows * inner, np.float32)
-    # Of each head the keys, then of each the values; behind them room for whole vectors.
-    entries = np.zeros(2 * rows * hidden + LANES * head_dim, np.float32)
-    room = np.empty(attention_room(rows, rows, head_dim), np.float32)
-    for index in range(shape.layers):
-        base = shape.layers_begin + index * shape.layer
-        norm, bias = base + shape.attention_norm, base + shape.attention_norm_bias
-        for row in range(rows):
+    width, joined_width, inner_width = in_blocks(hidden), in_blocks(3 * hidden), in_blocks(shape.inner)
+    _, x, normed, joined, entries, seen, inner = signals
+    base, phase = shape.layers_begin + index * shape.layer, PHASES_BEFORE + index * PHASES_OF_LAYER
+    norm, bias = base + shape.attention_norm, base + shape.attention_norm_bias
+    for first, end in parts(team, phase, rows):
+        for row in range(first, end):
             layer_norm(x, row * width, hidden, weights, norm, bias, NORM_EPSILON, normed)
-        multiply(
-            normed, 0, width, rows, hidden, weights, base + shape.qkv, weights, base + shape.qkv_bias,
-            joined_width, joined, 0, joined_width, False,
-        )  # fmt: skip
-        for row in range(rows):
+    multiply_together(
+        normed, width, rows, hidden, weights, base + shape.qkv, base + shape.qkv_bias,
+        joined, joined_width, False, team, phase + 1,
+    )  # fmt: skip
+    for first, end in parts(team, phase + 2, rows):
+        for row in range(first, end):
             for head in range(2 * heads):
                 source, target = row * joined_width + hidden + head * head_dim, (head * rows + row) * head_dim
                 for k in range(head_dim):
                     entries[target + k] = joined[source + k]
-        for head in range(heads):
+    groups = -(-rows // QUERIES)
+    for first, end in parts(team, phase + 3, heads * groups):
+        for unit in range(first, end):
+            head, row = unit // groups, unit % groups * QUERIES
             attend(
-                joined, head * head_dim, joined_width, rows, 1, head_dim,
+                joined, row * joined_width + head * head_dim, joined_width, min(QUERIES, rows - row), 1, head_dim,
                 entries, head * rows * head_dim, (heads + head) * rows * head_dim, rows, 0,
-                room, seen, head * head_dim, width,
+                room, seen, row * width + head * head_dim, width,
             )  # fmt: skip
-        multiply(
-            seen, 0, width, rows, hidden, weights, base + shape.seen, weights, base + shape.seen_bias,
-            width, x, 0, width, True,
-        )  # fmt: skip
-        norm, bias = base + shape.mlp_norm, base + shape.mlp_norm_bias
-        for row in range(rows):
+    multiply_together(
+        seen, width, rows, hidden, weights, base + shape.seen, base + shape.seen_bias,
+        x, width, True, team, phase + 4,
+    )  # fmt: skip
+    norm, bias = base + shape.mlp_norm, base + shape.mlp_norm_bias
+    for first, end in parts(team, phase + 5, rows):
+        for row in range(first, end):
             layer_norm(x, row * width, hidden, weights, norm, bias, NORM_EPSILON, normed)
-        multiply(
-            normed, 0, width, rows, hidden, weights, base + shape.first, weights, base + shape.first_bias,
-            inner, inside, 0, inner, False,
-        )  # fmt: skip
-        gelu(inside)
-        multiply(
-            inside, 0, inner, rows, shape.inner, weights, base + shape.second, weights, base + shape.second_bias,
-            width, x, 0, width, True,
-        )  # fmt: skip
+    multiply_together(
+        normed, width, rows, hidden, weights, base + shape.first, base + shape.first_bias,
+        inner, inner_width, False, team, phase + 6,
+    )  # fmt: skip
+    for first, end in parts(team, phase + 7, rows):
+        gelu(inner, first * inner_width, (end - first) * inner_width)
+    multiply_together(
+        inner, inner_width, rows, shape.inner, weights, base + shape.second, base + shape.second_bias,
+        x, width, True, team, phase + 8,
+    )  # fmt: skip
 
 
 def _ends(encoder: AudioEncoder) -> dict[str, Floats]:

@@ -8,7 +8,8 @@ from services.inference.cpu import stack
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.draw import first_highest
 from services.inference.cpu.product import Floats, in_blocks, multiply
-from services.inference.cpu.stack import Ints, StackCache
+from services.inference.cpu.stack import StackCache
+from services.inference.cpu.team import Ints
 
 
 class Vocabulary(NamedTuple):

@@ -9,7 +9,8 @@ from services.inference.cpu import stack
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.draw import Hashes, draw, row_hash
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply
-from services.inference.cpu.stack import Ints, StackCache
+from services.inference.cpu.stack import StackCache
+from services.inference.cpu.team import Ints
 from services.speech.model import NO_CODE, SpeechModel
 
 

@@ -1,9 +1,6 @@
 """A transformer's weights as compiled code reads them, and the call."""
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,26 +10,21 @@ from torch import Tensor, nn
 
 from services.inference.cpu import stack
 from services.inference.cpu.product import Floats, in_blocks
-from services.inference.cpu.stack import Ints, LayerWeights, StackCache, StackShape
+from services.inference.cpu.second_thread import work_together
+from services.inference.cpu.stack import LayerWeights, StackCache, StackShape
+from services.inference.cpu.team import Ints
 from services.inference.kv_cache import KvCache
 from services.inference.rope import Rope
 
 SHARED_ROWS = 24
 """With fewer rows it takes longer to wake another thread than it helps."""
 
-_HAS_CORES = len(os.sched_getaffinity(0)) > 1
-
-
-@cache
-def _second_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="second-half")
-
 
 class CompiledStack:
     """A stack on a CPU in float32.
 
     It has a copy of the weights, laid out for reading. Steps are run by the thread that asks; of many rows, as a prompt
-    has them, a second one runs half: listeners wait for the end of a prompt.
+    has them, a second one runs what it gets to: listeners wait for the end of a prompt.
     """
 
     def __init__(self, config: Any, layers: Iterable[nn.Module], final_norm: Tensor, rope: Rope) -> None:
@@ -80,24 +72,12 @@ class CompiledStack:
             cache.numbers, whole.slot_count, whole.position_count + 1,
             self.shape, self.weights, self.turns(whole.position_count + 1),
         )  # fmt: skip
-        if len(slots) < SHARED_ROWS or not _HAS_CORES:
-            stack.run(x.reshape(-1), slots, columns, positions, wanted, *shared)
+        rows = (x.reshape(-1), slots, columns, positions, wanted)
+        if len(slots) < SHARED_ROWS:
+            stack.run(*rows, *shared)
             return
-        layers_kept, half = np.zeros(1, np.int64), len(slots) // 2
-        first, second = wanted[wanted < half], wanted[wanted >= half] - half
-
-        def run_rows(rows: slice, wanted: Ints, role: int) -> None:
-            stack.run_beside(
-                x[rows].reshape(-1), slots[rows], columns[rows], positions[rows], wanted, *shared, layers_kept, role
-            )
-
-        following = _second_thread().submit(run_rows, slice(half, None), second, stack.FOLLOWS)
-        try:
-            run_rows(slice(half), first, stack.LEADS)
-        finally:
-            layers_kept[0] = self.shape.layers  # after an error the other one would wait forever
-            following.result()
-        x[len(first) : len(wanted)] = x[half : half + len(second)]
+        signals = stack.signals(len(slots), self.shape)
+        work_together(stack.phases(self.shape), lambda team: stack.run_together(*rows, *shared, signals, team))
 
     def forward(
         self, x: Tensor, columns: Tensor, positions: Tensor, cache: KvCache, wanted: Tensor | None = None

@@ -10,9 +10,9 @@ from services.inference.cpu.vectors import LANES, Vector, exp, fma, load, splat,
 
 
 @compiled
-def gelu(x: Floats) -> None:
-    """x times the share of a normal distribution below it, in place; x in whole vectors."""
-    for k in range(0, len(x), LANES):
+def gelu(x: Floats, x0: int, count: int) -> None:
+    """Numbers times the share of a normal distribution below them, in place: `count` from x0 on, in whole vectors."""
+    for k in range(x0, x0 + count, LANES):
         part = load(x, k)
         store(x, k, part * _share_below(part))
 

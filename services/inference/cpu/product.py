@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.cpu.compilation import compiled
+from services.inference.cpu.team import Team, parts
 from services.inference.cpu.tiles import product_block
 from services.inference.cpu.vectors import LANES
 
@@ -54,3 +55,17 @@ def multiply(
     numbers = (x_row, rows, 1, 0, inputs, BLOCK, y_row, BLOCK, int(adds))
     for first in range(0, outputs, BLOCK):
         _multiply_block(x, x0, weight, w0 + first * inputs, bias, b0 + first, y, y0 + first, numbers)
+
+
+@compiled
+def multiply_together(
+    x: Floats, x_row: int, rows: int, inputs: int, weight: Floats, w0: int, b0: int,
+    y: Floats, y_row: int, adds: bool, team: Team, phase: int,
+) -> None:  # fmt: skip
+    """A phase of a team: `multiply` of rows that fill x and y, by all outputs of a row of y; the bias lies at b0."""
+    for first, end in parts(team, phase, y_row // BLOCK):
+        output = first * BLOCK
+        multiply(
+            x, 0, x_row, rows, inputs, weight, w0 + output * inputs, weight, b0 + output,
+            (end - first) * BLOCK, y, output, y_row, adds,
+        )  # fmt: skip

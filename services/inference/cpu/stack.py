@@ -7,18 +7,13 @@ computed from its own row and its slot's cache alone, always in the same order.
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.norms import rms_norm
-from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply, padded
-from services.inference.cpu.vectors import LANES, exp, load, publish, published, splat, store
-
-Ints = NDArray[np.int64]
-
-ALONE, LEADS, FOLLOWS = 0, 1, 2
-"""What a thread is to another one that runs rows of the same slots."""
+from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply_together, padded
+from services.inference.cpu.team import Ints, Team, alone, parts
+from services.inference.cpu.vectors import LANES, exp, load, splat, store
 
 
 class StackShape(NamedTuple):
@@ -88,6 +83,38 @@ def flat_weights(layers: list[LayerWeights], final_norm: Floats) -> tuple[Floats
     return np.concatenate([*pieces, padded(final_norm)]), places
 
 
+class Signals(NamedTuple):
+    """What rows are on their way through a layer: rows in whole blocks, flat."""
+
+    normed: Floats
+    joined: Floats
+    seen: Floats
+    gated: Floats
+    inner: Floats
+
+
+PHASES_OF_LAYER = 10
+
+
+@compiled
+def phases(shape: StackShape) -> int:
+    """Phases of a team's work: those of the layers, and the final norm."""
+    return shape.layers * PHASES_OF_LAYER + 1
+
+
+@compiled
+def signals(rows: int, shape: StackShape) -> Signals:
+    """Room for so many rows."""
+    query_width = shape.heads * shape.head_dim
+    return Signals(
+        np.empty(rows * in_blocks(shape.hidden), np.float32),
+        np.empty(rows * in_blocks(query_width + 2 * shape.kv_heads * shape.head_dim), np.float32),
+        np.empty(rows * in_blocks(query_width), np.float32),
+        np.empty(rows * in_blocks(2 * shape.inner), np.float32),
+        np.empty(rows * in_blocks(shape.inner), np.float32),
+    )
+
+
 @compiled
 def run(
     x: Floats, slots: Ints, columns: Ints, positions: Ints, wanted: Ints,
@@ -101,89 +128,101 @@ def run(
     states after the final norm are; of others the last layer gives nothing but keys and values. entries:
     `KvCache.entries`, flat. turns: `turn_table`, flat.
     """
-    run_beside(
+    run_together(
         x, slots, columns, positions, wanted, entries, slot_count, column_count, shape, weights, turns,
-        np.zeros(1, np.int64), ALONE,
+        signals(len(slots), shape), alone(phases(shape)),
     )  # fmt: skip
 
 
 @compiled
-def run_beside(
+def run_together(
     x: Floats, slots: Ints, columns: Ints, positions: Ints, wanted: Ints,
     entries: Floats, slot_count: int, column_count: int,
-    shape: StackShape, weights: Floats, turns: Floats, layers_kept: Ints, role: int,
+    shape: StackShape, weights: Floats, turns: Floats, signals: Signals, team: Team,
 ) -> None:  # fmt: skip
-    """`run`, of rows whose neighbours another thread runs at the same time.
-
-    layers_kept [1]: one that LEADS tells there in how many layers its keys and values are kept; one that FOLLOWS sees
-    columns of that one's rows, and waits in each layer until they are there.
-    """
-    rows, width = len(slots), in_blocks(shape.hidden)
-    query_width, head_dim = shape.heads * shape.head_dim, shape.head_dim
+    """`run` in each thread of a team, all with the same signals; no thread takes a part before it has all it needs."""
+    rows, width, head_dim = len(slots), in_blocks(shape.hidden), shape.head_dim
+    query_width = shape.heads * head_dim
     joined_width = in_blocks(query_width + 2 * shape.kv_heads * head_dim)
     seen_width, gated_width, inner_width = in_blocks(query_width), in_blocks(2 * shape.inner), in_blocks(shape.inner)
-    normed, joined = np.empty(rows * width, np.float32), np.empty(rows * joined_width, np.float32)
-    seen, gated = np.empty(rows * seen_width, np.float32), np.empty(rows * gated_width, np.float32)
-    inner, group = np.empty(rows * inner_width, np.float32), shape.heads // shape.kv_heads
+    normed, joined, seen, gated, inner = signals
+    group = shape.heads // shape.kv_heads
     most_rows = max(QUERIES // group, 1)
     room = np.empty(attention_room(min(rows, most_rows) * group, columns.max() + 1, head_dim), np.float32)
+    begins = np.empty(rows + 1, np.int64)
     head_stride = column_count * head_dim
     slot_stride = 2 * shape.kv_heads * head_stride
     for index in range(shape.layers):
-        base = index * shape.layer
-        for row in range(rows):
-            rms_norm(x, row * width, shape.hidden, weights, base, shape.epsilon, normed)
-        multiply(
-            normed, 0, width, rows, shape.hidden, weights, base + shape.qkv, weights, base + shape.qkv_bias,
-            joined_width, joined, 0, joined_width, False,
+        base, phase = index * shape.layer, index * PHASES_OF_LAYER
+        for first, end in parts(team, phase, rows):
+            for row in range(first, end):
+                rms_norm(x, row * width, shape.hidden, weights, base, shape.epsilon, normed)
+        multiply_together(
+            normed, width, rows, shape.hidden, weights, base + shape.qkv, base + shape.qkv_bias,
+            joined, joined_width, False, team, phase + 1,
         )  # fmt: skip
-        for row in range(rows):
-            place = (index * slot_count + slots[row]) * slot_stride + columns[row] * head_dim
-            turn_and_keep(joined, row * joined_width, shape, turns, positions[row], entries, place, head_stride)
-        if role == LEADS:
-            publish(layers_kept, index + 1)
-        while role == FOLLOWS and published(layers_kept) <= index:
-            pass
+        for first, end in parts(team, phase + 2, rows):
+            for row in range(first, end):
+                place = (index * slot_count + slots[row]) * slot_stride + columns[row] * head_dim
+                turn_and_keep(joined, row * joined_width, shape, turns, positions[row], entries, place, head_stride)
         if index == shape.layers - 1:
-            for row in range(len(wanted)):
-                _move(joined, joined_width, wanted[row], row)
-                _move(x, width, wanted[row], row)
+            for first, end in parts(team, phase + 3, 1):
+                for row in range(first, end * len(wanted)):
+                    _move(joined, joined_width, wanted[row], row)
+                    _move(x, width, wanted[row], row)
             slots, columns, rows = slots[wanted], columns[wanted], len(wanted)
-        row = 0
-        while row < rows:
-            # Neighbours of a slot look at its columns together.
-            end = row + 1
-            while (
-                end < min(rows, row + most_rows) and slots[end] == slots[row] and columns[end] == columns[end - 1] + 1
-            ):
-                end += 1
-            place = (index * slot_count + slots[row]) * slot_stride
-            for head in range(shape.kv_heads):
-                keys, first = place + head * head_stride, head * group * head_dim
+        groups = _neighbours(slots, columns, most_rows, begins)
+        for first, end in parts(team, phase + 4, groups * shape.kv_heads):
+            for unit in range(first, end):
+                row, head = begins[unit // shape.kv_heads], unit % shape.kv_heads
+                keys = (index * slot_count + slots[row]) * slot_stride + head * head_stride
+                query = head * group * head_dim
                 attend(
-                    joined, row * joined_width + first, joined_width, end - row, group, head_dim,
-                    entries, keys, keys + shape.kv_heads * head_stride, columns[row] + 1, 1,
-                    room, seen, row * seen_width + first, seen_width,
+                    joined, row * joined_width + query, joined_width, begins[unit // shape.kv_heads + 1] - row, group,
+                    head_dim, entries, keys, keys + shape.kv_heads * head_stride, columns[row] + 1, 1,
+                    room, seen, row * seen_width + query, seen_width,
                 )  # fmt: skip
-            row = end
-        multiply(
-            seen, 0, seen_width, rows, query_width, weights, base + shape.output, weights, base + shape.output_bias,
-            width, x, 0, width, True,
+        multiply_together(
+            seen, seen_width, rows, query_width, weights, base + shape.output, base + shape.output_bias,
+            x, width, True, team, phase + 5,
         )  # fmt: skip
-        for row in range(rows):
-            rms_norm(x, row * width, shape.hidden, weights, base + shape.mlp_norm, shape.epsilon, normed)
-        multiply(
-            normed, 0, width, rows, shape.hidden, weights, base + shape.gate_up, weights, base + shape.gate_up_bias,
-            gated_width, gated, 0, gated_width, False,
+        for first, end in parts(team, phase + 6, rows):
+            for row in range(first, end):
+                rms_norm(x, row * width, shape.hidden, weights, base + shape.mlp_norm, shape.epsilon, normed)
+        multiply_together(
+            normed, width, rows, shape.hidden, weights, base + shape.gate_up, base + shape.gate_up_bias,
+            gated, gated_width, False, team, phase + 7,
         )  # fmt: skip
-        for row in range(rows):
-            _gate(gated, row * gated_width, shape.inner, inner, row * inner_width)
-        multiply(
-            inner, 0, inner_width, rows, shape.inner, weights, base + shape.down, weights, base + shape.down_bias,
-            width, x, 0, width, True,
+        for first, end in parts(team, phase + 8, rows):
+            for row in range(first, end):
+                _gate(gated, row * gated_width, shape.inner, inner, row * inner_width)
+        multiply_together(
+            inner, inner_width, rows, shape.inner, weights, base + shape.down, base + shape.down_bias,
+            x, width, True, team, phase + 9,
         )  # fmt: skip
-    for row in range(rows):
-        rms_norm(x, row * width, shape.hidden, weights, shape.layers * shape.layer, shape.epsilon, x)
+    for first, end in parts(team, shape.layers * PHASES_OF_LAYER, rows):
+        for row in range(first, end):
+            rms_norm(x, row * width, shape.hidden, weights, shape.layers * shape.layer, shape.epsilon, x)
+
+
+@compiled
+def _neighbours(slots: Ints, columns: Ints, most: int, begins: Ints) -> int:
+    """Rows of a slot that stand side by side look at its columns together, up to so many → how many such groups.
+
+    begins: is filled with where each group begins, and where the last ends.
+    """
+    groups = 0
+    for row in range(len(slots)):
+        if (
+            row == 0
+            or row == begins[groups - 1] + most
+            or slots[row] != slots[row - 1]
+            or columns[row] != columns[row - 1] + 1
+        ):
+            begins[groups] = row
+            groups += 1
+    begins[groups] = len(slots)
+    return groups
 
 
 @compiled

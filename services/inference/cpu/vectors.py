@@ -224,29 +224,6 @@ def _lower_halves(width: int) -> list[int]:
 
 
 @intrinsic
-def publish(_context: Any, array: Any, _number: Any) -> Any:
-    """Writes the first number of an array of int64: a thread that finds it there finds all that was written before."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = context.make_array(signature.args[0])(context, builder, values[0]).data
-        builder.store_atomic(values[1], place, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), generate
-
-
-@intrinsic
-def published(_context: Any, array: Any) -> Any:
-    """The number that was published last."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = context.make_array(signature.args[0])(context, builder, values[0]).data
-        return builder.load_atomic(place, "acquire", 8)
-
-    return types.int64(array), generate
-
-
-@intrinsic
 def totals(_context: Any, array: Any, _index: Any) -> Any:
     """The `total` of each of the LANES vectors that lie one behind the other from index on, to the same bits."""
 

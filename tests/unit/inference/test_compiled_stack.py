@@ -1,5 +1,6 @@
 """Rows that two threads run are the bits of one thread."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -89,30 +90,23 @@ def test_callers_at_the_same_time_do_not_hinder_each_other(
         assert list(callers.map(lambda prompt: run(*prompt), prompts)) == expected
 
 
-@pytest.mark.parametrize("broken", [stack.LEADS, stack.FOLLOWS])
-def test_an_error_in_either_half_is_raised_and_the_next_prompt_runs(
-    transformer: Transformer, alone: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, broken: int
+@pytest.mark.parametrize("broken", ["both", "the second"])
+def test_a_thread_that_fails_before_it_takes_a_part_spoils_nothing(
+    transformer: Transformer, alone: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     prompt = (transformer, [0] * 40, list(range(40)), [39])
-    run_beside = stack.run_beside
+    run_together, caller = stack.run_together, threading.current_thread()
 
     def run_or_fail(*what: Any) -> None:
-        if what[-1] == broken:
+        if broken == "both" or threading.current_thread() is not caller:
             raise MemoryError("no room")
-        run_beside(*what)
+        run_together(*what)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stack, "run_beside", run_or_fail)
-        with pytest.raises(MemoryError, match="no room"):
-            run(*prompt)
+        patch.setattr(stack, "run_together", run_or_fail)
+        if broken == "both":
+            with pytest.raises(MemoryError, match="no room"):
+                run(*prompt)
+        else:
+            assert run(*prompt) == alone(*prompt)
     assert run(*prompt) == alone(*prompt)
-
-
-def test_where_there_is_one_core_nobody_else_is_asked(
-    transformer: Transformer, alone: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompt = (transformer, [0] * 40, list(range(40)), [39])
-    expected = alone(*prompt)
-    monkeypatch.setattr(compiled_stack, "_HAS_CORES", False)
-    monkeypatch.setattr(compiled_stack, "_second_thread", None)
-    assert run(*prompt) == expected
