@@ -47,3 +47,8 @@ def compiled(function: Callable[..., Any]) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """A function for compiled code alone, copied to where it is called."""
     return njit(inline="always")(function)
+
+
+def generator(function: Callable[..., Any]) -> Any:
+    """A generator for compiled code alone: it is kept within what calls it, for numba finds none that it kept."""
+    return njit(nogil=True)(function)

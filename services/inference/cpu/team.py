@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from services.inference.cpu.compilation import compiled
+from services.inference.cpu.compilation import compiled, generator
 from services.inference.cpu.vectors import intrinsic
 
 Ints = NDArray[np.int64]
@@ -48,7 +48,7 @@ def alone(phases: int) -> Team:
     return Team(np.zeros(phases, np.int64), np.zeros(phases, np.int64), 1)
 
 
-@compiled
+@generator
 def parts(team: Team, phase: int, units: int) -> Iterator[tuple[int, int]]:
     """A phase of so many units: the parts that this thread gets, each as its first unit and the one after its last.
 
