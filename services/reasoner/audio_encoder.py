@@ -37,8 +37,28 @@ class AudioEncoderConfig:
         return self.hidden_size // self.heads
 
 
+_DEFAULTS: dict[str, Any] = {
+    "num_mel_bins": 128,
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "n_window": 100,
+    "activation_function": "gelu",
+}
+"""Of numbers that a config need not have: the family's, as in transformers."""
+_OTHER_NAMES = {
+    "d_model": "hidden_size",
+    "encoder_layers": "num_hidden_layers",
+    "encoder_attention_heads": "num_attention_heads",
+    "encoder_ffn_dim": "intermediate_size",
+}
+"""That transformers has for the same numbers; where a config has both, these count there."""
+
+
 def audio_encoder_config(section: dict[str, Any]) -> AudioEncoderConfig:
-    """Reads a config's section; KeyError for a number that is missing, ValueError for one that can't be."""
+    """Reads a config's section; KeyError for a width that is missing, ValueError for a number that can't be."""
+    section = _DEFAULTS | section | {name: section[other] for name, other in _OTHER_NAMES.items() if other in section}
     config = AudioEncoderConfig(
         mel_bins=int(section["num_mel_bins"]),
         hidden_size=int(section["d_model"]),
@@ -48,7 +68,7 @@ def audio_encoder_config(section: dict[str, Any]) -> AudioEncoderConfig:
         mel_block=2 * int(section["n_window"]),
         output_size=int(section["output_dim"]),
     )
-    if (activation := section.get("activation_function", "gelu")) != "gelu":
+    if (activation := section["activation_function"]) != "gelu":
         raise ValueError(f"the audio encoder's activation_function is {activation!r}; expected 'gelu'")
     if config.hidden_size % config.heads or config.hidden_size % 2:
         raise ValueError(

@@ -168,6 +168,24 @@ def test_numbers_that_can_not_be_are_refused(setting: dict[str, Any], complaint:
         audio_encoder_config(section(**SHAPES["even"] | setting))
 
 
+@pytest.mark.parametrize(
+    "other", [{"num_hidden_layers": 5}, {"hidden_size": 72}, {"num_attention_heads": 8}, {"intermediate_size": 33}]
+)
+def test_a_number_that_has_two_names_is_the_one_that_transformers_takes(other: dict[str, int]) -> None:
+    settings = section(**SHAPES["even"] | other)
+    theirs = Qwen2_5OmniAudioEncoderConfig(**settings)
+    ours = audio_encoder_config(settings)
+    assert (ours.hidden_size, ours.layers, ours.heads, ours.intermediate_size) == (
+        theirs.d_model, theirs.encoder_layers, theirs.encoder_attention_heads, theirs.encoder_ffn_dim
+    )  # fmt: skip
+    assert next(iter(other.values())) in (ours.hidden_size, ours.layers, ours.heads, ours.intermediate_size)
+
+
+def test_numbers_that_a_config_leaves_out_are_those_of_transformers() -> None:
+    theirs = Qwen2_5OmniAudioEncoderConfig(output_dim=2048)
+    assert audio_encoder_config({"output_dim": 2048}) == audio_encoder_config(theirs.to_dict())
+
+
 def test_widths_that_do_not_match_are_refused() -> None:
     text = {
         "hidden_size": 48,
