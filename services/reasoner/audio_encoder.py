@@ -31,11 +31,6 @@ class AudioEncoderConfig:
     mel_block: int
     output_size: int
 
-    @property
-    def head_dim(self) -> int:
-        """The width of a head."""
-        return self.hidden_size // self.heads
-
 
 _DEFAULTS: dict[str, Any] = {
     "num_mel_bins": 128,

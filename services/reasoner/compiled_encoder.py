@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.gelu import gelu
-from services.inference.cpu.norms import layer_norm
+from services.inference.cpu.norms import layer_norm, layer_norm_together
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply_together, padded
 from services.inference.cpu.second_thread import work_together
 from services.inference.cpu.team import Team, alone, parts
@@ -191,9 +191,7 @@ def _run_layer(
     _, x, normed, joined, entries, seen, inner = signals
     base, phase = shape.layers_begin + index * shape.layer, PHASES_BEFORE + index * PHASES_OF_LAYER
     norm, bias = base + shape.attention_norm, base + shape.attention_norm_bias
-    for first, end in parts(team, phase, rows):
-        for row in range(first, end):
-            layer_norm(x, row * width, hidden, weights, norm, bias, NORM_EPSILON, normed)
+    layer_norm_together(x, rows, hidden, weights, norm, bias, NORM_EPSILON, normed, team, phase)
     multiply_together(
         normed, width, rows, hidden, weights, base + shape.qkv, base + shape.qkv_bias,
         joined, joined_width, False, team, phase + 1,
@@ -218,9 +216,7 @@ def _run_layer(
         x, width, True, team, phase + 4,
     )  # fmt: skip
     norm, bias = base + shape.mlp_norm, base + shape.mlp_norm_bias
-    for first, end in parts(team, phase + 5, rows):
-        for row in range(first, end):
-            layer_norm(x, row * width, hidden, weights, norm, bias, NORM_EPSILON, normed)
+    layer_norm_together(x, rows, hidden, weights, norm, bias, NORM_EPSILON, normed, team, phase + 5)
     multiply_together(
         normed, width, rows, hidden, weights, base + shape.first, base + shape.first_bias,
         inner, inner_width, False, team, phase + 6,

@@ -10,7 +10,7 @@ import numpy as np
 
 from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
-from services.inference.cpu.norms import rms_norm
+from services.inference.cpu.norms import rms_norm_together
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply_together, padded
 from services.inference.cpu.team import Ints, Team, alone, parts
 from services.inference.cpu.vectors import LANES, exp, load, splat, store
@@ -154,9 +154,7 @@ def run_together(
     slot_stride = 2 * shape.kv_heads * head_stride
     for index in range(shape.layers):
         base, phase = index * shape.layer, index * PHASES_OF_LAYER
-        for first, end in parts(team, phase, rows):
-            for row in range(first, end):
-                rms_norm(x, row * width, shape.hidden, weights, base, shape.epsilon, normed)
+        rms_norm_together(x, rows, shape.hidden, weights, base, shape.epsilon, normed, team, phase)
         multiply_together(
             normed, width, rows, shape.hidden, weights, base + shape.qkv, base + shape.qkv_bias,
             joined, joined_width, False, team, phase + 1,
@@ -186,9 +184,9 @@ def run_together(
             seen, seen_width, rows, query_width, weights, base + shape.output, base + shape.output_bias,
             x, width, True, team, phase + 5,
         )  # fmt: skip
-        for first, end in parts(team, phase + 6, rows):
-            for row in range(first, end):
-                rms_norm(x, row * width, shape.hidden, weights, base + shape.mlp_norm, shape.epsilon, normed)
+        rms_norm_together(
+            x, rows, shape.hidden, weights, base + shape.mlp_norm, shape.epsilon, normed, team, phase + 6
+        )  # fmt: skip
         multiply_together(
             normed, width, rows, shape.hidden, weights, base + shape.gate_up, base + shape.gate_up_bias,
             gated, gated_width, False, team, phase + 7,
@@ -200,9 +198,8 @@ def run_together(
             inner, inner_width, rows, shape.inner, weights, base + shape.down, base + shape.down_bias,
             x, width, True, team, phase + 9,
         )  # fmt: skip
-    for first, end in parts(team, shape.layers * PHASES_OF_LAYER, rows):
-        for row in range(first, end):
-            rms_norm(x, row * width, shape.hidden, weights, shape.layers * shape.layer, shape.epsilon, x)
+    norm, last = shape.layers * shape.layer, shape.layers * PHASES_OF_LAYER
+    rms_norm_together(x, rows, shape.hidden, weights, norm, shape.epsilon, x, team, last)
 
 
 @compiled
