@@ -29,8 +29,9 @@ from mini.sizes import (
 )
 from mini.speakers import VOICES
 from mini.tokenizer import AUDIO, AUDIO_END, AUDIO_START, PAD, SPECIAL, TEXT_END, TEXT_START, TURN_END, build, save
+from services.codec.weights import PREFIX as CODEC_PREFIX
+from services.codec.weights import newer_name
 from services.codec.weights import published_tensors as codec_tensors
-from services.codec.weights import stored_names
 from services.reasoner.weights import published_tensors as reasoner_tensors
 from services.speech.weights import published_tensors as speech_tensors
 
@@ -99,7 +100,7 @@ def write(state: Path, out: Path) -> int:
     tensors = {
         **_renamed(_trained(state / "reasoner.pt"), _THINKER),
         **_renamed(_trained(state / "speech_joined.pt"), _SPEECH),
-        **_codec(state / "codec"),
+        **_codec(state / "codec", settings),
     }
     _check(tensors, settings)
     partial = out.with_name(f".{out.name}.partial")
@@ -145,9 +146,10 @@ def _renamed(module: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[
     }
 
 
-def _codec(folder: Path) -> dict[str, Tensor]:
+def _codec(folder: Path, settings: dict[str, Any]) -> dict[str, Tensor]:
     module = MimiModel.from_pretrained(folder).state_dict()
-    return {stored[0]: module[name] for name, stored in stored_names(module).items()}
+    published = {newer_name(name.removeprefix(CODEC_PREFIX)): name for name in codec_tensors(settings)}
+    return {published.get(name, name): tensor for name, tensor in module.items()}
 
 
 def _check(tensors: Mapping[str, Tensor], settings: dict[str, Any]) -> None:

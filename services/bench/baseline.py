@@ -23,9 +23,10 @@ from transformers import (
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from services.bench.clock import Clock
+from services.bench.plain_codec import plain_codec
 from services.bench.shape import Cost
 from services.codec import weights as codec_weights
-from services.codec.mimi import exact_float32
+from services.codec.streaming_decoder import exact_float32
 from services.inference.checkpoint import Checkpoint
 from services.inference.device import blank_modules
 from services.inference.rope import rope_settings
@@ -124,7 +125,7 @@ class Baseline:
             names["lm_head.weight"].append("thinker.model.embed_tokens.weight")
         names["code_embedding.weight"].append("backbone.audio_embedding.embed_audio_tokens.weight")
         checkpoint.fill(self.models, names, own=(), foreign=("",))
-        self.mimi: Any = codec_weights.load(checkpoint, device).mimi
+        self.codec: Any = plain_codec(codec_weights.load(checkpoint, device).mimi)
         self._device = device
         self._rows: int = config["backbone_config"]["vocab_size"]
         self._code_count: int = config["codec_config"]["codebook_size"]
@@ -163,7 +164,7 @@ class Baseline:
             speech_seconds += self._clock() - began if index else 0.0
         began = self._clock()
         with exact_float32():
-            samples = self.mimi.decode(torch.cat(frames).T[None]).audio_values[0, 0].cpu()
+            samples = self.codec.decode(torch.cat(frames).T[None]).audio_values[0, 0].cpu()
         codec_seconds = self._clock() - began
         cost = Cost(
             speech_frame_seconds=speech_seconds / (frame_count - 1),

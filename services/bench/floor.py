@@ -13,7 +13,7 @@ from torch.nn import functional
 from services.bench.clock import Clock
 from services.bench.engines import StageEngines
 from services.bench.shape import Cost, ReplyShape
-from services.codec.mimi import exact_float32
+from services.codec.streaming_decoder import exact_float32
 from services.inference.device import is_compiled_for
 from services.inference.graphs import Capture, graph_capture
 from services.inference.transformer import Transformer
@@ -110,14 +110,13 @@ def reasoner_step(model: ReasonerModel, slots: int) -> list[Product]:
 
 def codec_frame(mimi: Any, slots: int) -> list[Product]:
     """The sound of a frame. What stands before the upsampling is a table: codes have no product."""
-    decoder = mimi.decoder
-    products, width = _convolutions(decoder.upsample, slots, 1)
-    for layer in decoder.decoder_transformer.layers:
+    products, width = _convolutions(mimi.upsample, slots, 1)
+    for layer in mimi.decoder_transformer.layers:
         attention = layer.self_attn
         products.append(linear((attention.q_proj, attention.k_proj, attention.v_proj), slots, width))
         products.append(linear((attention.o_proj,), slots, width))
         products += [linear((part,), slots, width) for part in (layer.mlp.fc1, layer.mlp.fc2)]
-    return products + _convolutions(decoder.decoder_seanet, slots, width)[0]
+    return products + _convolutions(mimi.decoder, slots, width)[0]
 
 
 def _convolutions(module: nn.Module, slots: int, width: int) -> tuple[list[Product], int]:

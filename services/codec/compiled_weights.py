@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from services.codec.compiled_layers import CONVOLUTION, Signals, TransformerShape, Weights
 from services.codec.convolutions import Convolution
-from services.codec.mimi import LayerStep, StreamingDecoder, TransformerStep
+from services.codec.streaming_decoder import LayerStep, StreamingDecoder, TransformerStep
 from services.inference.cpu.product import Floats
 from services.inference.cpu.vectors import LANES
 from services.inference.cpu.windows import in_vectors, in_whole_vectors, laid_out_windows

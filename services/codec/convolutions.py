@@ -5,12 +5,12 @@ one: each position becomes as many as the stride, and what it still gives to lat
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiConvTranspose1d
+
+from services.codec.mimi import CausalConv, TransposedConv
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Convolution(nn.Module):
         return joined.as_strided((slots, width, self.kernel, channels), strides)
 
 
-def plain(layer: MimiConv1d) -> Convolution:
-    """Of transformers' layer."""
-    conv: Any = layer.conv
+def plain(layer: CausalConv) -> Convolution:
+    """Of Mimi's layer."""
+    conv = layer.conv
     assert (conv.stride[0], conv.groups) == (1, 1), "Mimi's decoder has no other convolution"
     return Convolution(
         conv.weight.permute(0, 2, 1),
@@ -83,9 +83,9 @@ def plain(layer: MimiConv1d) -> Convolution:
     )
 
 
-def transposed(layer: MimiConvTranspose1d) -> Convolution:
-    """Of transformers' layer."""
-    conv: Any = layer.conv
+def transposed(layer: TransposedConv) -> Convolution:
+    """Of Mimi's layer."""
+    conv = layer.conv
     inputs, outputs_a_group, kernel = conv.weight.shape
     stride, groups = conv.stride[0], conv.groups
     outputs = outputs_a_group * groups

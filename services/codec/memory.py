@@ -2,8 +2,9 @@
 
 import torch
 
-from services.codec.mimi import StreamingDecoder
-from services.codec.model import CodecConfig, build_mimi
+from services.codec.config import CodecConfig
+from services.codec.mimi import build_mimi
+from services.codec.streaming_decoder import StreamingDecoder
 from services.inference.device import is_compiled_for
 from services.inference.memory import META, WORKSPACE_FACTOR, held_bytes, module_bytes
 
@@ -28,9 +29,7 @@ class CodecMemory:
         self._sound_samples = int(maximum_seconds * config.mimi.sampling_rate)
         self._state_bytes = held_bytes(decoder.new_state(1))
         self.window = decoder.ring_columns
-        # Encoding divides each codebook's sums by its counts, once, and keeps the quotients.
-        codebooks = config.codebook_count * config.mimi.codebook_size * config.mimi.codebook_dim
-        self.weights_bytes = module_bytes(mimi, decoder) + codebooks * torch.float32.itemsize
+        self.weights_bytes = module_bytes(mimi, decoder)
         if is_compiled_for(device, torch.float32):
             from services.codec.compiled_weights import compiled_bytes  # a GPU's machine needs no compiler
 
@@ -41,6 +40,7 @@ class CodecMemory:
         return self._state_bytes
 
     def workspace_bytes(self, slots: int, context_length: int) -> int:  # noqa: ARG002
-        """The encoding of the longest sound, and a frame of every slot."""
+        """The encoding of the longest sound, with the codewords of a codebook, and a frame of every slot."""
         samples = self._sound_samples + slots * self._samples_per_frame
-        return WORKSPACE_FACTOR * SOUND_COPIES * samples * self._mimi.num_filters * torch.float32.itemsize
+        numbers = SOUND_COPIES * samples * self._mimi.num_filters + self._mimi.codebook_size * self._mimi.codebook_dim
+        return WORKSPACE_FACTOR * numbers * torch.float32.itemsize

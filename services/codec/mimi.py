@@ -1,292 +1,310 @@
-"""Mimi's decoder as a machine with a state: one frame in, its samples out.
+"""Mimi: its weights under their published names, and its encoder, sound to frames in one call.
 
-Every layer of the decoder is causal, so a frame's samples follow from the frame and from what each layer remembers of
-the frames before it (model.md B.7): convolutions their last inputs, attention the keys and values of its window.
-Weights and sizes are those of transformers' modules. Here the step is torch's operations, for a GPU; `compiled_layers`
-has the same for a CPU.
+The decoder's modules only hold weights: `streaming_decoder` runs them.
 """
-
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import MimiConfig, MimiModel
-from transformers.models.mimi.modeling_mimi import (
-    MimiConv1d,
-    MimiConvTranspose1d,
-    MimiResidualVectorQuantizer,
-    MimiResnetBlock,
-    MimiTransformerLayer,
-)
 
-from services.codec.convolutions import Convolution, Edge, plain, transposed
-from services.inference.kv_cache import CachedLayer, KvCache, allocate
-from services.inference.rope import Rope, RopeSettings, rotate
+from services.codec.config import MimiConfig
+from services.inference.device import blank_modules
+from services.inference.rope import Rope, rotate
+
+_LEAST_USAGE = 1e-5
+"""What a codeword's usage counts as where it is less, as in transformers."""
 
 
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """No gradients, and no TF32 in a convolution: a code's nearest neighbour hangs on the last bits (model.md B.8)."""
-    with (
-        torch.inference_mode(),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-    ):
-        yield
+class CausalConv(nn.Module):
+    """A convolution that sees nothing later than its stride's last position; pad_mode: what lies beyond the ends."""
 
-
-@dataclass(frozen=True)
-class DecodeState:
-    """What the decoder remembers of each slot; written in place, so that its addresses never change.
-
-    positions [S] int64: transformer positions decoded so far. cache: a ring, position p lies in column p mod its
-    length. edges [S, numbers]: what each convolution keeps, one after the other in the order in which the layers run.
-    """
-
-    positions: Tensor
-    cache: KvCache
-    edges: Tensor
-
-    def reset(self, slots: Tensor) -> None:
-        """Makes the slots where `slots` [S] bool is True as new; the others stay as they are."""
-        self.positions.masked_fill_(slots, 0)
-        self.cache.entries.masked_fill_(slots[:, None, None, None], 0.0)
-        self.edges.masked_fill_(slots[:, None], 0.0)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the positions of a frame stand: made once for all layers.
-
-    columns [S, 1, W, 1] int64: of the ring. cosines, sines [S, W, heads, head_dim]: rotations of queries, keys and
-    values, the last by nothing. mask [S, 1, W, columns] bool: what a position sees.
-    """
-
-    columns: Tensor
-    cosines: Tensor
-    sines: Tensor
-    mask: Tensor
-
-
-class StreamingDecoder(nn.Module):
-    """Decodes one frame of each slot a step, in float32, on the device of the modules it is made from."""
-
-    def __init__(self, mimi: MimiModel, codebook_count: int) -> None:
-        """`codebook_count`: how many of the codebooks a frame has, semantic ones first."""
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        pad_mode: str,
+    ) -> None:
         super().__init__()
-        config: Any = mimi.config
-        decoder: Any = mimi.decoder
-        check_streamable(config)
-        self.codebook_count = codebook_count
-        self.codebook_size: int = config.codebook_size
-        self.head_dim: int = config.head_dim
-        self.heads: int = config.num_attention_heads
-        self.kv_heads: int = config.num_key_value_heads
-        self.window: int = config.sliding_window
-        self.norm_epsilon = float(config.norm_eps)
-        self.upsample = transposed(decoder.upsample)
-        self.transformer_layers = nn.ModuleList(
-            TransformerStep(layer, self.heads, self.kv_heads) for layer in decoder.decoder_transformer.layers
-        )
-        self.seanet_layers = nn.ModuleList(_step(layer) for layer in decoder.decoder_seanet.layers)
-        self.positions_per_frame: int = self.upsample.stride
-        self.samples_per_frame: int = self.positions_per_frame * math.prod(config.upsampling_ratios)
-        # The newest position of a frame is written before the oldest is read, hence the columns beyond the window; a
-        # whole number of frames, so that a frame never wraps around.
-        columns = self.window + self.positions_per_frame - 1
-        self.ring_columns = math.ceil(columns / self.positions_per_frame) * self.positions_per_frame
-        self.rope = Rope(RopeSettings(self.head_dim, config.max_position_embeddings, dict(config.rope_parameters)))
-        self.latents = nn.Buffer(_latent_table(mimi, codebook_count), persistent=False)
-        self.first_rows = nn.Buffer(torch.arange(codebook_count) * self.codebook_size, persistent=False)
-        self.offsets = nn.Buffer(torch.arange(self.positions_per_frame), persistent=False)
-        self.columns = nn.Buffer(torch.arange(self.ring_columns), persistent=False)
-        self.to(self.latents.device)
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, bias=bias)
+        self.pad_mode = pad_mode
 
-    def new_state(self, slot_count: int) -> DecodeState:
-        """The state of `slot_count` slots of which none has decoded anything."""
-        device = self.latents.device
-        cache = allocate(
-            layers=len(self.transformer_layers),
-            slots=slot_count,
-            kv_heads=self.kv_heads,
-            positions=self.ring_columns,
-            head_dim=self.head_dim,
-            device=device,
-            dtype=torch.float32,
-        )
-        edges = torch.zeros(slot_count, sum(self._edge_sizes()), device=device)
-        return DecodeState(torch.zeros(slot_count, dtype=torch.int64, device=device), cache, edges)
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, inputs, positions] → [1, outputs, ceil(positions / stride)]."""
+        stride = self.conv.stride[0]
+        before = (self.conv.kernel_size[0] - 1) * self.conv.dilation[0] + 1 - stride
+        convolved: Tensor = self.conv(functional.pad(x, (before, -x.shape[2] % stride), self.pad_mode))
+        return convolved
 
-    def decode_step(self, state: DecodeState, codes: Tensor, executed: Tensor) -> Tensor:
-        """Decodes a frame of each slot and keeps what the next one needs.
 
-        codes [S, codebook_count] int64, 0 ..< codebook_size; executed [S] bool. A slot where it is False keeps its
-        state to the bit; its codes must be in range all the same, and its samples mean nothing.
-        Returns samples [S, samples_per_frame] float32.
-        """
-        starting = (state.positions == 0)[:, None, None]
-        kept, run = state.edges.split(self._edge_sizes(), dim=1), executed[:, None, None]
-        edges = iter(
-            [
-                Edge(numbers.unflatten(1, layer.edge_shape), starting, run)
-                for layer, numbers in zip(self.convolutions(), kept, strict=True)
-            ]
-        )
-        latents = functional.embedding(codes + self.first_rows, self.latents).sum(dim=1, keepdim=True)
-        x = self._step_transformer(self.upsample(latents, next(edges)), state, executed)
-        for layer in self.seanet_layers:
-            x = layer(x, edges) if isinstance(layer, LayerStep) else layer(x)
-        state.positions.add_(executed * self.positions_per_frame)
-        return x[:, :, 0]
+class TransposedConv(nn.Module):
+    """The weights of a convolution by which each position becomes as many as the stride."""
 
-    def convolutions(self) -> Iterator[Convolution]:
-        """All that keep an edge, in the order of their edges."""
-        for layer in (self.upsample, *self.seanet_layers):
-            yield from (part for part in layer.modules() if isinstance(part, Convolution))
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int, groups: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(inputs, outputs, kernel, stride, groups=groups, bias=bias)
 
-    def _edge_sizes(self) -> list[int]:
-        return [math.prod(layer.edge_shape) for layer in self.convolutions()]
 
-    def _step_transformer(self, x: Tensor, state: DecodeState, executed: Tensor) -> Tensor:
-        """x [S, positions_per_frame, hidden] → the same shape."""
-        slots, width, _ = x.shape
-        positions = state.positions[:, None] + self.offsets
-        columns = torch.where(executed[:, None], positions % self.ring_columns, state.cache.dump)
-        cosines, sines = self.rope(positions)
-        turned, kept = (slots, width, self.heads + self.kv_heads, self.head_dim), (0, 0, 0, self.kv_heads)
-        places = Places(
-            columns[:, None, :, None],
-            functional.pad(cosines.expand(turned), kept, value=1.0),
-            functional.pad(sines.expand(turned), kept),
-            self._visible(positions),
-        )
-        for layer, cached in zip(self.transformer_layers, state.cache.layers(self.ring_columns), strict=True):
-            x = layer(x, places, cached)
+class ResidualBlock(nn.Module):
+    """Two convolutions, each behind an ELU, around which the input goes, as it is or through another convolution."""
+
+    def __init__(self, config: MimiConfig, channels: int, dilation: int) -> None:
+        super().__init__()
+        inner, mode = channels // config.compress, config.pad_mode
+        first = CausalConv(channels, inner, config.residual_kernel_size, dilation=dilation, pad_mode=mode)
+        self.block = nn.ModuleList([nn.ELU(), first, nn.ELU(), CausalConv(inner, channels, 1, pad_mode=mode)])
+        self.shortcut = CausalConv(channels, channels, 1, pad_mode=mode) if config.use_conv_shortcut else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, channels, positions] → the same shape."""
+        inner = x
+        for layer in self.block:
+            inner = layer(inner)
+        return inner + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Convolutions(nn.Module):
+    """The convolutional half of the encoder or of the decoder."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The encoder's: x [1, 1, samples] → [1, hidden, positions]."""
+        for layer in self.layers:
+            x = layer(x)
         return x
 
-    def _visible(self, positions: Tensor) -> Tensor:
-        """Which columns each of these positions [S, W] sees: [S, 1, W, columns] bool.
 
-        A position sees itself and the window - 1 positions before it, as transformers' sliding window does.
-        """
-        # The position whose key a column holds once those of this frame are written; below 0: none yet.
-        newest = positions[:, -1:]
-        held = (newest - (newest - self.columns) % self.ring_columns)[:, None, :]
-        asking = positions[:, :, None]
-        seen = (held >= 0) & (held <= asking) & (held > asking - self.window)
-        return seen[:, None]
+class Attention(nn.Module):
+    """Attention over a window of positions, rotated by their places."""
 
-
-class TransformerStep(nn.Module):
-    """One layer of Mimi's transformer over the new positions of each slot."""
-
-    def __init__(self, layer: MimiTransformerLayer, heads: int, kv_heads: int) -> None:
+    def __init__(self, config: MimiConfig) -> None:
         super().__init__()
-        attention: Any = layer.self_attn
-        self.heads, self.kv_heads = heads, kv_heads
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qkv = nn.Buffer(torch.cat([part.weight for part in parts]).detach(), persistent=False)
-        biases = None if attention.q_proj.bias is None else torch.cat([part.bias for part in parts]).detach()
-        self.qkv_bias = None if biases is None else nn.Buffer(biases, persistent=False)
-        self.output: nn.Linear = attention.o_proj
-        self.first, self.second = layer.mlp.fc1, layer.mlp.fc2
-        self.attention_norm, self.attention_scale = layer.input_layernorm, layer.self_attn_layer_scale
-        self.mlp_norm, self.mlp_scale = layer.post_attention_layernorm, layer.mlp_layer_scale
+        width, bias = config.hidden_size, config.attention_bias
+        heads, kv_heads = (
+            count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads)
+        )
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(width, heads, bias=bias)
+        self.k_proj = nn.Linear(width, kv_heads, bias=bias)
+        self.v_proj = nn.Linear(width, kv_heads, bias=bias)
+        self.o_proj = nn.Linear(heads, width, bias=bias)
 
-    def forward(self, x: Tensor, places: Places, cached: CachedLayer) -> Tensor:
-        """x [S, W, hidden] → the same shape."""
-        slots, width, _ = x.shape
-        joined = functional.linear(self.attention_norm(x), self.qkv, self.qkv_bias)
-        rotated = rotate(
-            joined.view(slots, width, self.heads + 2 * self.kv_heads, -1), places.cosines, places.sines
-        ).transpose(1, 2)
-        cached.keep(rotated[:, self.heads :], places.columns)
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor) -> Tensor:
+        """x [1, positions, hidden] → the same shape; mask [positions, positions] bool: what each sees."""
+        queries, keys, values = (
+            part(x).unflatten(2, (-1, self.head_dim)) for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
         seen = functional.scaled_dot_product_attention(
-            rotated[:, : self.heads],
-            cached.keys,
-            cached.values,
-            attn_mask=places.mask,
-            enable_gqa=self.heads != self.kv_heads,
+            rotate(queries, cosines, sines).transpose(1, 2),
+            rotate(keys, cosines, sines).transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=mask,
+            enable_gqa=keys.shape != queries.shape,
         )
-        seen = seen.transpose(1, 2).reshape(slots, width, -1)
-        x = torch.addcmul(x, self.output(seen), self.attention_scale.scale)
-        inner = functional.gelu(self.first(self.mlp_norm(x)))
-        return torch.addcmul(x, self.second(inner), self.mlp_scale.scale)
+        projected: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
+        return projected
 
 
-class LayerStep(nn.Module):
-    """A layer of the convolutional decoder that has a state: one convolution, or a residual block of several."""
+class FeedForward(nn.Module):
+    """Two products around a GELU."""
 
-    def __init__(self, parts: list[nn.Module], shortcut: nn.Module | None) -> None:
+    def __init__(self, config: MimiConfig) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.shortcut = shortcut
-        self.stride = math.prod(part.stride for part in parts if isinstance(part, Convolution))
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, edges: Iterator[Edge]) -> Tensor:
-        """x [S, W, channels] → [S, W', channels']; takes the edges of its convolutions."""
-        inner = x
-        for part in self.parts:
-            inner = part(inner, next(edges)) if isinstance(part, Convolution) else part(inner)
-        if self.shortcut is None:
-            return inner
-        return inner + (self.shortcut(x, next(edges)) if isinstance(self.shortcut, Convolution) else x)
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, positions, hidden] → the same shape."""
+        projected: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return projected
 
 
-def check_streamable(config: MimiConfig) -> None:
-    """Raises ValueError, naming the setting, for a codec that a causal step of one frame can't decode."""
-    if not config.use_causal_conv:
-        raise ValueError("codec_config: use_causal_conv is False; only a causal codec can be streamed")
-    if config.trim_right_ratio != 1.0:
-        raise ValueError(f"codec_config: trim_right_ratio is {config.trim_right_ratio}; expected 1.0")
-    if config.pad_mode not in {"constant", "replicate"}:
-        raise ValueError(f"codec_config: pad_mode is {config.pad_mode!r}; expected 'constant' or 'replicate'")
-    if config.audio_channels != 1:
-        raise ValueError(f"codec_config: audio_channels is {config.audio_channels}; expected 1")
-    if config.frame_rate == config.encodec_frame_rate:
-        raise ValueError(f"codec_config: frames come at {config.frame_rate} Hz without upsampling, which isn't Mimi")
-    if config.hidden_act != "gelu":
-        raise ValueError(f"codec_config: hidden_act is {config.hidden_act!r}; expected 'gelu'")
-    if config.num_hidden_layers < 1:
-        raise ValueError(f"codec_config: num_hidden_layers is {config.num_hidden_layers}; expected 1 or more")
-    if config.sliding_window < 1:
-        raise ValueError(f"codec_config: sliding_window is {config.sliding_window}; expected 1 or more")
+class LayerScale(nn.Module):
+    """A weight of each channel of what is added to the residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] → the same shape."""
+        return self.scale * x
 
 
-def _latent_table(mimi: MimiModel, codebook_count: int) -> Tensor:
-    """What each code of each codebook adds to the latent: [codebook_count * codebook_size, hidden].
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each behind a norm, scaled, and around a residual."""
 
-    The projection behind the sum of codebook vectors is linear, so it is done here, once for each vector.
-    """
-    quantizer: Any = mimi.quantizer
-    parts = (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer)
-    rows = [_projected(part, layer.codebook) for part in parts for layer in part.layers]
-    return torch.cat(rows[:codebook_count])
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        width, epsilon = config.hidden_size, config.norm_eps
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = nn.LayerNorm(width, eps=epsilon)
+        self.post_attention_layernorm = nn.LayerNorm(width, eps=epsilon)
+        self.self_attn_layer_scale = LayerScale(width)
+        self.mlp_layer_scale = LayerScale(width)
+
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor) -> Tensor:
+        """x [1, positions, hidden] → the same shape."""
+        x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), cosines, sines, mask))
+        scaled: Tensor = self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+        return x + scaled
 
 
-def _projected(part: MimiResidualVectorQuantizer, codebook: Any) -> Tensor:
-    vectors: Tensor = codebook.embed_sum / codebook.cluster_usage.clamp(min=codebook.epsilon)[:, None]
-    if part.output_proj is None:
-        return vectors.detach()
-    return functional.linear(vectors, part.output_proj.weight[:, :, 0]).detach()
+class Transformer(nn.Module):
+    """The layers between the convolutions and the codebooks, on either side."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.window = config.sliding_window
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        """x [1, positions, hidden] → the same shape."""
+        places = torch.arange(x.shape[1], device=x.device)
+        cosines, sines = rope(places[None])
+        back = places[:, None] - places
+        mask = (back >= 0) & (back < self.window)
+        for layer in self.layers:
+            x = layer(x, cosines, sines, mask)
+        return x
 
 
-def _step(layer: nn.Module) -> nn.Module:
-    """A layer of transformers' convolutional decoder as a step."""
-    if isinstance(layer, MimiConv1d | MimiConvTranspose1d):
-        return LayerStep([_convolution(layer)], None)
-    if isinstance(layer, MimiResnetBlock):
-        shortcut = layer.shortcut
-        return LayerStep(
-            [plain(part) if isinstance(part, MimiConv1d) else part for part in layer.block],
-            plain(shortcut) if isinstance(shortcut, MimiConv1d) else shortcut,
+class Codebook(nn.Module):
+    """Codewords as training left them: how often each was used, and the sum of what it was used for."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.initialized = nn.Buffer(torch.empty(1))
+        self.cluster_usage = nn.Buffer(torch.empty(config.codebook_size))
+        self.embed_sum = nn.Buffer(torch.empty(config.codebook_size, config.codebook_dim))
+
+    def vectors(self) -> Tensor:
+        """The codewords [codebook_size, codebook_dim]."""
+        return self.embed_sum / self.cluster_usage.clamp(min=_LEAST_USAGE)[:, None]
+
+
+class CodebookLayer(nn.Module):
+    """A codebook where the published names have it."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.codebook = Codebook(config)
+
+
+class ResidualQuantizer(nn.Module):
+    """Codebooks of which each says what the ones before it have left."""
+
+    def __init__(self, config: MimiConfig, codebooks: int) -> None:
+        super().__init__()
+        outer, inner = config.hidden_size, config.vector_quantization_hidden_dimension
+        self.input_proj = nn.Conv1d(outer, inner, 1, bias=False) if inner != outer else None
+        self.output_proj = nn.Conv1d(inner, outer, 1, bias=False) if inner != outer else None
+        self.layers = nn.ModuleList(CodebookLayer(config) for _ in range(codebooks))
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        """In their order."""
+        return [layer.codebook for layer in self.layers if isinstance(layer, CodebookLayer)]
+
+    def forward(self, latents: Tensor, codebook_count: int) -> Tensor:
+        """latents [1, hidden, frames] → the nearest codewords of the first codebooks, [frames, count] int64."""
+        projected = latents if self.input_proj is None else self.input_proj(latents)
+        rest, codes = projected[0].T, []
+        for codebook in self.codebooks[:codebook_count]:
+            vectors = codebook.vectors()
+            codes.append(torch.cdist(rest, vectors).argmin(dim=1))
+            rest = rest - vectors[codes[-1]]
+        return torch.stack(codes, dim=1) if codes else torch.empty(len(rest), 0, dtype=torch.int64, device=rest.device)
+
+
+class Quantizer(nn.Module):
+    """Two quantizers that do not see each other's choice: what is said, and how it sounds."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        semantic = config.num_semantic_quantizers
+        self.semantic_residual_vector_quantizer = ResidualQuantizer(config, semantic)
+        self.acoustic_residual_vector_quantizer = ResidualQuantizer(config, config.num_quantizers - semantic)
+
+    @property
+    def parts(self) -> tuple[ResidualQuantizer, ResidualQuantizer]:
+        """In the order of a frame's codes."""
+        return self.semantic_residual_vector_quantizer, self.acoustic_residual_vector_quantizer
+
+    def forward(self, latents: Tensor, codebook_count: int) -> Tensor:
+        """latents [1, hidden, frames] → codes [frames, codebook_count] int64."""
+        semantic, acoustic = self.parts
+        first = semantic(latents, codebook_count)
+        return torch.cat((first, acoustic(latents, codebook_count - first.shape[1])), dim=1)
+
+
+class Mimi(nn.Module):
+    """The codec's modules; parameter names are those of the published checkpoint, less the codec's prefix."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, stride = config.hidden_size, config.positions_per_frame
+        self.encoder = Convolutions(_encoder_layers(config))
+        self.encoder_transformer = Transformer(config)
+        self.downsample = CausalConv(width, width, 2 * stride, stride=stride, bias=False, pad_mode="replicate")
+        self.quantizer = Quantizer(config)
+        self.upsample = TransposedConv(
+            width, width, 2 * stride, stride=stride, groups=config.upsample_groups, bias=False
         )
-    return layer
+        self.decoder_transformer = Transformer(config)
+        self.decoder = Convolutions(_decoder_layers(config))
+        self.rope = Rope(config.rope)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.downsample.conv.weight.device
+
+    def encode(self, samples: Tensor, codebook_count: int) -> Tensor:
+        """Sound [samples] float32 → frames [ceil(samples / samples of a frame), codebook_count] int64."""
+        x = self.encoder(samples[None, None])
+        x = self.encoder_transformer(x.transpose(1, 2), self.rope).transpose(1, 2)
+        codes: Tensor = self.quantizer(self.downsample(x), codebook_count)
+        return codes
 
 
-def _convolution(layer: MimiConv1d | MimiConvTranspose1d) -> Convolution:
-    return plain(layer) if isinstance(layer, MimiConv1d) else transposed(layer)
+def build_mimi(config: MimiConfig, device: torch.device) -> Mimi:
+    """Mimi's modules without weights: uninitialised, but for the buffers that no checkpoint holds."""
+    with blank_modules(device, torch.float32):
+        return Mimi(config).eval().requires_grad_(False)
+
+
+def _encoder_layers(config: MimiConfig) -> list[nn.Module]:
+    channels, mode = config.num_filters, config.pad_mode
+    layers: list[nn.Module] = [CausalConv(1, channels, config.kernel_size, pad_mode=mode)]
+    for ratio in reversed(config.upsampling_ratios):
+        layers += [*_residual_blocks(config, channels), nn.ELU()]
+        layers.append(CausalConv(channels, 2 * channels, 2 * ratio, stride=ratio, pad_mode=mode))
+        channels *= 2
+    return [*layers, nn.ELU(), CausalConv(channels, config.hidden_size, config.last_kernel_size, pad_mode=mode)]
+
+
+def _decoder_layers(config: MimiConfig) -> list[nn.Module]:
+    channels, mode = config.num_filters << len(config.upsampling_ratios), config.pad_mode
+    layers: list[nn.Module] = [CausalConv(config.hidden_size, channels, config.kernel_size, pad_mode=mode)]
+    for ratio in config.upsampling_ratios:
+        layers += [nn.ELU(), TransposedConv(channels, channels // 2, 2 * ratio, stride=ratio)]
+        channels //= 2
+        layers += _residual_blocks(config, channels)
+    return [*layers, nn.ELU(), CausalConv(channels, 1, config.last_kernel_size, pad_mode=mode)]
+
+
+def _residual_blocks(config: MimiConfig, channels: int) -> list[ResidualBlock]:
+    growth = config.dilation_growth_rate
+    return [ResidualBlock(config, channels, growth**index) for index in range(config.num_residual_layers)]

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.codec.mimi import StreamingDecoder, exact_float32
+from services.codec.streaming_decoder import StreamingDecoder, exact_float32
 from services.inference.device import is_compiled_for
 from services.inference.graphs import Capture, Mirror, StepLadder, graph_capture, synchronize
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+_KINDS = ("default", *ROPE_INIT_FUNCTIONS)
+
 
 @dataclass(frozen=True)
 class RopeSettings:
@@ -36,6 +38,8 @@ def rope_settings(section: dict[str, Any], *, head_dim: int, default_theta: floa
         parameters["rope_type"] = "default"
     parameters.pop("mrope_section", None)
     parameters.setdefault("rope_theta", section.get("rope_theta", default_theta))
+    if parameters["rope_type"] not in _KINDS:
+        raise ValueError(f"rope_type is {parameters['rope_type']!r}; expected one of {', '.join(_KINDS)}")
     return RopeSettings(head_dim, int(section["max_position_embeddings"]), parameters)
 
 

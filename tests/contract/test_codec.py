@@ -18,12 +18,13 @@ from chroma_mesh.codec.v1 import codec_pb2, codec_pb2_grpc
 from chroma_mesh.types.v1 import types_pb2
 from prometheus_client import CollectorRegistry
 
+from services.bench.plain_codec import plain_codec
 from services.codec.__main__ import STAGE, build
 from services.codec.engine import CodecEngine
 from services.codec.metrics import CodecMetrics
-from services.codec.mimi import exact_float32
 from services.codec.service import SERVICE_NAME, CodecService
 from services.codec.settings import CodecSettings
+from services.codec.streaming_decoder import exact_float32
 from services.runtime.channel import open_channel
 from services.runtime.errors import MeshError, from_rpc_error
 from services.runtime.server import running
@@ -259,7 +260,7 @@ async def test_sound_does_not_depend_on_the_pace_of_the_frames(server: Server) -
         assert sound_of(responses) == at_once
         assert await call.read() is grpc.aio.EOF
     with exact_float32():
-        expected = server.engine.codec.mimi.decode(torch.tensor(codes).T[None]).audio_values[0, 0].numpy()
+        expected = plain_codec(server.engine.codec.mimi).decode(torch.tensor(codes).T[None]).audio_values[0, 0].numpy()
     np.testing.assert_allclose(np.frombuffer(at_once, "<f4"), expected, atol=1e-4, rtol=0)
 
 

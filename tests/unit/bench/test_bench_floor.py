@@ -71,7 +71,8 @@ def test_a_reasoner_step_touches_all_of_the_language_model_once(engines: StageEn
 def test_a_codec_frame_touches_all_of_the_decoder_once(engines: StageEngines) -> None:
     codec = engines.codec.codec
     products = codec_frame(codec.mimi, SLOTS)
-    expected = matrices(codec.mimi.decoder)
+    mimi = codec.mimi
+    expected = [*matrices(mimi.upsample), *matrices(mimi.decoder_transformer), *matrices(mimi.decoder)]
     assert uses(products) == Counter(weight.data_ptr() for weight in expected)
     assert element_count(products) == sum(weight.numel() for weight in expected)
     assert products[-1].run().shape == (SLOTS, 1, codec.samples_per_frame)

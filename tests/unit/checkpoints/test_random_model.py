@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaModel, MimiConfig, MimiModel, Qwen2Config, Qwen2Model
+from transformers import DynamicCache, LlamaConfig, LlamaModel, MimiModel, Qwen2Config, Qwen2Model
 
-from services.codec.weights import stored_names
+from services.bench.plain_codec import plain_codec
+from services.codec.weights import load
 from services.inference.random_checkpoint import RandomCheckpoint
 
 SPECS = ["random:tiny", "random:tiny:1", "random:small"]
@@ -28,9 +29,7 @@ def without_gradients() -> Any:
 
 
 def mimi_of(checkpoint: RandomCheckpoint) -> MimiModel:
-    mimi = MimiModel(MimiConfig(**checkpoint.config["codec_config"])).eval()
-    checkpoint.fill(mimi, stored_names(mimi.state_dict()), own=())
-    return mimi
+    return plain_codec(load(checkpoint, torch.device("cpu")).mimi)
 
 
 def stack_of(checkpoint: RandomCheckpoint, prefix: str, model: nn.Module) -> nn.Module:

@@ -6,31 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MimiConfig, MimiModel
 
 from services.codec import weights
-from services.codec.model import Codec, build_mimi
+from services.codec.config import mimi_config
+from services.codec.mimi import Mimi, build_mimi
+from services.codec.model import Codec
 from services.inference.checkpoint import StoredCheckpoint
+from tests.unit.codec.mimi_shapes import SMALL
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tiny"
-
-SMALL = {
-    "sampling_rate": 2400,
-    "upsampling_ratios": [3, 2],
-    "hidden_size": 16,
-    "num_filters": 4,
-    "codebook_size": 32,
-    "codebook_dim": 8,
-    "vector_quantization_hidden_dimension": 8,
-    "num_quantizers": 4,
-    "num_hidden_layers": 2,
-    "intermediate_size": 24,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 4,
-    "sliding_window": 9,
-    "upsample_groups": 16,
-}
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +30,11 @@ def golden_codec(golden: StoredCheckpoint) -> Codec:
 
 
 @pytest.fixture(scope="session")
-def make_mimi() -> Callable[..., MimiModel]:
+def make_mimi() -> Callable[..., Mimi]:
     """Makes a small Mimi with random weights whose attention matters: `make_mimi(seed, **settings)`."""
 
-    def make(seed: int = 0, **settings: Any) -> MimiModel:
-        mimi = build_mimi(MimiConfig(**(SMALL | settings)), torch.device("cpu"))
+    def make(seed: int = 0, **settings: Any) -> Mimi:
+        mimi = build_mimi(mimi_config(SMALL | settings), torch.device("cpu"))
         numbers = torch.Generator().manual_seed(seed)
         for name, tensor in mimi.state_dict().items():
             if tensor.ndim == 1:

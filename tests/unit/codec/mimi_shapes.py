@@ -2,6 +2,24 @@
 
 from typing import Any
 
+SMALL: dict[str, Any] = {
+    "sampling_rate": 2400,
+    "upsampling_ratios": [3, 2],
+    "hidden_size": 16,
+    "num_filters": 4,
+    "codebook_size": 32,
+    "codebook_dim": 8,
+    "vector_quantization_hidden_dimension": 8,
+    "num_quantizers": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "sliding_window": 9,
+    "upsample_groups": 16,
+}
+
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "grouped heads of odd width": {"num_key_value_heads": 2, "head_dim": 6, "sliding_window": 6},

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import MimiModel
 
 from services.codec import weights
 from services.codec.engine import CodecEngine, DecodeStream, Frame
+from services.codec.mimi import Mimi
 from services.codec.model import Codec
 from services.inference.checkpoint import StoredCheckpoint
 from tests.conftest import started
@@ -31,7 +31,7 @@ class Reply:
 
 
 @pytest.fixture(scope="module")
-def new_codec(make_mimi: Callable[..., MimiModel], golden: StoredCheckpoint) -> Callable[[str, str], Codec]:
+def new_codec(make_mimi: Callable[..., Mimi], golden: StoredCheckpoint) -> Callable[[str, str], Codec]:
     """Makes a codec on a device; each once."""
     made: dict[tuple[str, str], Codec] = {}
 

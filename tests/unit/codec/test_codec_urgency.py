@@ -8,11 +8,11 @@ from itertools import count
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from transformers import MimiModel
 
 import services.codec.engine as engine_module
 import services.inference.slots as slots_module
 from services.codec.engine import CodecEngine, DecodeStream
+from services.codec.mimi import Mimi
 from services.codec.model import Codec
 from tests.conftest import started
 
@@ -64,7 +64,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def codec(make_mimi: Callable[..., MimiModel]) -> Codec:
+def codec(make_mimi: Callable[..., Mimi]) -> Codec:
     return Codec(make_mimi(5), 4)
 
 

@@ -1,6 +1,5 @@
 """The compiled step of a CPU: equal to transformers' decoder and to torch's operations, for every shape."""
 
-import copy
 import math
 from collections.abc import Callable
 
@@ -8,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import MimiModel
 
+from services.bench.plain_codec import plain_codec
 from services.codec.compiled_layers import _elu
 from services.codec.compiled_weights import compiled_bytes, compiled_weights
-from services.codec.mimi import StreamingDecoder, exact_float32
-from services.codec.model import Codec, build_mimi
+from services.codec.mimi import Mimi, build_mimi
+from services.codec.model import Codec
 from services.codec.slot_decoder import CompiledSlots
+from services.codec.streaming_decoder import StreamingDecoder, exact_float32
 from services.inference.cpu.gelu import gelu
 from services.inference.cpu.vectors import LANES
 from tests.unit.codec.mimi_shapes import SHAPES
@@ -29,9 +29,9 @@ def heard(decoder: CompiledSlots, slot: int, codes: torch.Tensor) -> NDArray[np.
     return np.concatenate([decoder.step({slot: [frame]})[slot][0] for frame in codes.tolist()])
 
 
-def decode_exactly(mimi: MimiModel, codes: torch.Tensor) -> NDArray[np.float64]:
+def decode_exactly(mimi: Mimi, codes: torch.Tensor) -> NDArray[np.float64]:
     """transformers' samples in twice the precision."""
-    double = copy.deepcopy(mimi).double()
+    double = plain_codec(mimi).double()
     with exact_float32():
         samples: NDArray[np.float64] = double.decode(codes.T[None]).audio_values[0, 0].numpy()
     return samples
@@ -130,8 +130,8 @@ def test_elu_is_that_of_torch() -> None:
     np.testing.assert_allclose(y, torch.nn.functional.elu(torch.from_numpy(x)).numpy(), atol=2e-7, rtol=0)
 
 
-def test_what_is_no_number_is_heard(make_mimi: Callable[..., MimiModel], random_codes) -> None:
+def test_what_is_no_number_is_heard(make_mimi: Callable[..., Mimi], random_codes) -> None:
     mimi = make_mimi()
     codes = random_codes(Codec(mimi, 4), 2)
-    mimi.state_dict()["decoder.decoder_seanet.layers.0.conv.bias"].fill_(torch.nan)
+    mimi.state_dict()["decoder.layers.0.conv.bias"].fill_(torch.nan)
     assert np.isnan(heard(CompiledSlots(StreamingDecoder(mimi, 4), 1), 0, codes)).all()

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from services.bench.plain_codec import plain_codec
 from services.codec.engine import CodecEngine, DecodeStream
-from services.codec.mimi import exact_float32
 from services.codec.model import Codec
+from services.codec.streaming_decoder import exact_float32
 from services.inference.slots import Full
 
 Codes = list[list[int]]
@@ -52,7 +53,7 @@ async def decode(engine: CodecEngine, codes: Codes, chunk: int = 1, played: int 
 async def test_sound_does_not_depend_on_how_frames_are_chunked(codec, random_codes) -> None:
     codes = random_codes(codec, 30)
     with exact_float32():
-        at_once = codec.mimi.decode(codes.T[None]).audio_values[0, 0].numpy()
+        at_once = plain_codec(codec.mimi).decode(codes.T[None]).audio_values[0, 0].numpy()
     async with running(codec) as engine:
         heard = [await decode(engine, codes.tolist(), chunk) for chunk in (1, 2, 3, 7, 30)]
     assert len(set(heard)) == 1

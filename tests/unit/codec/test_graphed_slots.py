@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from torch import Tensor
-from transformers import MimiModel
 
 from services.codec import slot_decoder
-from services.codec.mimi import StreamingDecoder, exact_float32
+from services.codec.mimi import Mimi
 from services.codec.model import Codec
 from services.codec.slot_decoder import GraphedSlots, SlotDecoder
+from services.codec.streaming_decoder import StreamingDecoder, exact_float32
 from tests.unit.recorded_graph import RecordedGraphs
 from tests.unit.stream_visits import needs_cuda
 
@@ -27,13 +27,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> RecordedGraphs:
 
 
 @pytest.fixture(scope="module")
-def mimi(make_mimi: Callable[..., MimiModel]) -> MimiModel:
+def mimi(make_mimi: Callable[..., Mimi]) -> Mimi:
     """One whose window is shorter than the replies here."""
     return make_mimi(5, num_key_value_heads=2, pad_mode="replicate")
 
 
 @pytest.fixture
-def replies(mimi: MimiModel, random_codes: Callable[..., Tensor]) -> list[list[list[int]]]:
+def replies(mimi: Mimi, random_codes: Callable[..., Tensor]) -> list[list[list[int]]]:
     return [random_codes(Codec(mimi, 4), 3 + 4 * seed, seed).tolist() for seed in range(6)]
 
 
@@ -56,7 +56,7 @@ def hear(decoder: SlotDecoder, slot_count: int, replies: list[list[list[int]]]) 
     return heard
 
 
-def streaming(mimi: MimiModel) -> StreamingDecoder:
+def streaming(mimi: Mimi) -> StreamingDecoder:
     with exact_float32():
         return StreamingDecoder(mimi, 4)
 
@@ -67,7 +67,7 @@ def equal(one: Sounds, other: Sounds) -> bool:
 
 @pytest.mark.parametrize("slot_count", [1, 2, 3, 5])
 def test_slots_of_a_graph_are_heard_as_by_the_decoder_of_a_cpu(
-    graphs: RecordedGraphs, mimi: MimiModel, replies: list[list[list[int]]], slot_count: int
+    graphs: RecordedGraphs, mimi: Mimi, replies: list[list[list[int]]], slot_count: int
 ) -> None:
     expected = hear(Codec(mimi, 4).slot_decoder(1), 1, replies)
     decoder = GraphedSlots(streaming(mimi), slot_count)
@@ -80,14 +80,14 @@ def test_slots_of_a_graph_are_heard_as_by_the_decoder_of_a_cpu(
 
 @pytest.mark.parametrize("slot_count", [1, 3])
 def test_a_graph_gives_the_samples_of_the_plain_step(
-    mimi: MimiModel, replies: list[list[list[int]]], slot_count: int, request: pytest.FixtureRequest
+    mimi: Mimi, replies: list[list[list[int]]], slot_count: int, request: pytest.FixtureRequest
 ) -> None:
     plain = hear(GraphedSlots(streaming(mimi), slot_count), slot_count, replies)
     request.getfixturevalue("graphs")
     assert equal(hear(GraphedSlots(streaming(mimi), slot_count), slot_count, replies), plain)
 
 
-def test_a_graph_stays_where_it_is(graphs: RecordedGraphs, mimi: MimiModel, replies: list[list[list[int]]]) -> None:
+def test_a_graph_stays_where_it_is(graphs: RecordedGraphs, mimi: Mimi, replies: list[list[list[int]]]) -> None:
     """A graph has the addresses of the capture in it."""
     decoder = GraphedSlots(streaming(mimi), 2)
     state, mirrors = decoder._state, (decoder._codes, decoder._executed)
@@ -105,7 +105,7 @@ def test_a_graph_stays_where_it_is(graphs: RecordedGraphs, mimi: MimiModel, repl
 @needs_cuda
 @pytest.mark.parametrize("slot_count", [1, 3, 8])
 def test_on_cuda_a_graph_gives_the_samples_of_the_plain_step(
-    make_mimi: Callable[..., MimiModel],
+    make_mimi: Callable[..., Mimi],
     replies: list[list[list[int]]],
     monkeypatch: pytest.MonkeyPatch,
     slot_count: int,

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from services.codec.mimi import exact_float32
-from services.codec.model import Codec, CodecConfig
+from services.bench.plain_codec import plain_codec
+from services.codec.config import CodecConfig
+from services.codec.model import Codec
+from services.codec.streaming_decoder import exact_float32
+from tests.unit.codec.mimi_shapes import SHAPES
 
 CASES = sorted((Path(__file__).parents[2] / "golden" / "tiny" / "cases").iterdir())
 
@@ -41,23 +44,16 @@ def test_golden_frames_decode_to_their_sound(golden_codec, case: Path) -> None:
     np.testing.assert_allclose(decoded, expected["audio"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"num_key_value_heads": 2, "head_dim": 6, "num_residual_layers": 2},
-        {"vector_quantization_hidden_dimension": 16, "codebook_dim": 16, "num_semantic_quantizers": 2},
-        {"frame_rate": 100.0, "upsampling_ratios": [3, 2], "use_conv_shortcut": True},
-    ],
-)
-def test_encode_equals_transformers_for_every_length(make_mimi, settings) -> None:
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_encode_equals_transformers_for_every_shape_and_length(make_mimi, settings) -> None:
     mimi = make_mimi(3, **settings)
+    plain = plain_codec(mimi)
     codec = Codec(mimi, mimi.config.num_quantizers - 1)
     for samples in (1, 2, codec.samples_per_frame - 1, codec.samples_per_frame, codec.samples_per_frame + 1, 1001):
         codes = codec.encode(sound(samples))
         assert codes.shape == (math.ceil(samples / codec.samples_per_frame), codec.codebook_count)
         with exact_float32():
-            expected = mimi.encode(sound(samples)[None, None], num_quantizers=codec.codebook_count).audio_codes
+            expected = plain.encode(sound(samples)[None, None], num_quantizers=codec.codebook_count).audio_codes
         assert torch.equal(codes, expected[0].T)
 
 

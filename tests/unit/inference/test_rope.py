@@ -133,3 +133,8 @@ def test_rotation_keeps_the_dtype_and_the_angles_stay_float32() -> None:
     cosines, sines = Rope(read({}))(torch.arange(4)[None])
     assert cosines.dtype == torch.float32
     assert rotate(torch.ones(1, 4, 2, 16, dtype=torch.bfloat16), cosines, sines).dtype == torch.bfloat16
+
+
+def test_a_kind_that_there_is_not_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"rope_type is 'spiral'; expected one of default, .*llama3"):
+        read({"rope_scaling": {"type": "spiral"}})

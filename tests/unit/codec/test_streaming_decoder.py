@@ -1,23 +1,22 @@
 """The streaming decoder against transformers' decoder, which sees all frames at once."""
 
-from typing import Any
-
 import pytest
 import torch
-from transformers import MimiConfig, MimiModel
 
-from services.codec.mimi import DecodeState, StreamingDecoder, check_streamable, exact_float32
+from services.bench.plain_codec import plain_codec
+from services.codec.mimi import Mimi
 from services.codec.model import Codec
+from services.codec.streaming_decoder import DecodeState, StreamingDecoder, exact_float32
 from tests.unit.codec.mimi_shapes import SHAPES
 
 TOLERANCE = 1e-4
 FRAMES = 24
 
 
-def decode_at_once(mimi: MimiModel, codes: torch.Tensor) -> torch.Tensor:
+def decode_at_once(mimi: Mimi, codes: torch.Tensor) -> torch.Tensor:
     """transformers' samples [samples] of codes [frames, codebooks]."""
     with exact_float32():
-        return mimi.decode(codes.T[None]).audio_values[0, 0]
+        return plain_codec(mimi).decode(codes.T[None]).audio_values[0, 0]
 
 
 def decode_streaming(decoder: StreamingDecoder, codes: torch.Tensor, slots: int = 1) -> torch.Tensor:
@@ -133,23 +132,3 @@ def test_the_step_reads_no_tensor_value_on_the_host(make_mimi) -> None:
         state, torch.zeros(2, 4, dtype=torch.int64, device="meta"), torch.ones(2, dtype=torch.bool, device="meta")
     )
     assert samples.shape == (2, decoder.samples_per_frame)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"use_causal_conv": False}, "use_causal_conv"),
-        ({"trim_right_ratio": 0.5}, "trim_right_ratio"),
-        ({"pad_mode": "reflect"}, "pad_mode"),
-        ({"audio_channels": 2}, "audio_channels"),
-        ({"frame_rate": 400.0}, "without upsampling"),
-        ({"sliding_window": 0}, "sliding_window"),
-        ({"hidden_act": "relu"}, "hidden_act"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers"),
-    ],
-)
-def test_what_cannot_be_streamed_is_refused_by_name(settings, said: str) -> None:
-    base: dict[str, Any] = {"sampling_rate": 2400, "upsampling_ratios": [3, 2]}
-    check_streamable(MimiConfig(**base))
-    with pytest.raises(ValueError, match=said):
-        check_streamable(MimiConfig(**(base | settings)))
