@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from services.inference.cpu.attention import QUERIES, attend, attention_room
-from services.inference.cpu.compilation import compiled
+from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.norms import rms_norm_together
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply_together, padded
 from services.inference.cpu.team import Ints, Team, alone, parts
@@ -235,24 +235,33 @@ def turn_and_keep(
 ) -> None:
     """Rotates a row's queries where they lie, and its keys into the cache, where its values go as they are."""
     head_dim, half = shape.head_dim, shape.head_dim // 2
-    cosine, sine = position * head_dim, position * head_dim + half
-    for head in range(shape.heads + shape.kv_heads):
+    angles, keys = position * head_dim, j0 + shape.heads * head_dim
+    for head in range(shape.heads):
         source = j0 + head * head_dim
-        kept = head >= shape.heads
-        target = place + (head - shape.heads) * stride
-        for k in range(half):
-            first, second = joined[source + k], joined[source + half + k]
-            turned_first = first * turns[cosine + k] - second * turns[sine + k]
-            turned_second = second * turns[cosine + k] + first * turns[sine + k]
-            if kept:
-                entries[target + k], entries[target + half + k] = turned_first, turned_second
-            else:
-                joined[source + k], joined[source + half + k] = turned_first, turned_second
+        _turn(joined, source, turns, angles, half, joined, source)
     for head in range(shape.kv_heads):
-        source = j0 + (shape.heads + shape.kv_heads + head) * head_dim
-        target = place + (shape.kv_heads + head) * stride
-        for k in range(head_dim):
-            entries[target + k] = joined[source + k]
+        _turn(joined, keys + head * head_dim, turns, angles, half, entries, place + head * stride)
+        value, target = keys + (shape.kv_heads + head) * head_dim, place + (shape.kv_heads + head) * stride
+        for k in range(0, head_dim - head_dim % LANES, LANES):
+            store(entries, target + k, load(joined, value + k))
+        for k in range(head_dim - head_dim % LANES, head_dim):
+            entries[target + k] = joined[value + k]
+
+
+@inlined
+def _turn(x: Floats, x0: int, turns: Floats, angles: int, half: int, y: Floats, y0: int) -> None:
+    """Rotates a head's numbers, of which the halves are the two coordinates."""
+    whole = half - half % LANES
+    for k in range(0, whole, LANES):
+        first, second = load(x, x0 + k), load(x, x0 + half + k)
+        cosine, sine = load(turns, angles + k), load(turns, angles + half + k)
+        store(y, y0 + k, first * cosine - second * sine)
+        store(y, y0 + half + k, second * cosine + first * sine)
+    for k in range(whole, half):
+        first, second = x[x0 + k], x[x0 + half + k]
+        cosine, sine = turns[angles + k], turns[angles + half + k]
+        y[y0 + k] = first * cosine - second * sine
+        y[y0 + half + k] = second * cosine + first * sine
 
 
 @compiled
