@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -75,8 +76,25 @@ def config_numbers(where: str) -> Iterator[None]:
         yield
     except KeyError as missing:
         raise CheckpointError(f"{CONFIG}: {where}: {missing.args[0]} is missing") from missing
+    except ValidationError as error:
+        # A default that follows from what is wrong is not wrong itself.
+        wrong = (entry for entry in error.errors() if entry["type"] != "default_factory_not_called")
+        complaints = "; ".join(map(_complaint, wrong))
+        raise CheckpointError(f"{CONFIG}: {where}: {complaints}") from error
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(f"{CONFIG}: {where}: {error}") from error
+
+
+def _complaint(entry: Mapping[str, Any]) -> str:
+    """What pydantic has against a number, in this project's words."""
+    message = entry["msg"].removeprefix("Value error, ")
+    if not entry["loc"]:  # a rule about several numbers
+        return message
+    name = ".".join(map(str, entry["loc"]))
+    if entry["type"] == "missing":
+        return f"{name} is missing"
+    wanted = message.split(", unable")[0].replace("Input should be", "expected")
+    return f"{name} is {entry['input']!r}; {wanted}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

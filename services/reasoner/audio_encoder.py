@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,65 +17,49 @@ if TYPE_CHECKING:
 NORM_EPSILON = 1e-5
 KERNEL = 3
 """Positions that a window of either convolution has."""
+LEAST_WIDTH = 4
+"""Positions are told apart by waves of at least two lengths."""
 
 
-@dataclass(frozen=True)
-class AudioEncoderConfig:
-    """The encoder's numbers. mel_block: mel frames of an attention block; blocks do not see each other."""
+class AudioEncoderConfig(BaseModel):
+    """The encoder's numbers, from its section of a published config; those that it leaves out are transformers'.
 
-    mel_bins: int
-    hidden_size: int
-    layers: int
-    heads: int
-    intermediate_size: int
-    mel_block: int
-    output_size: int
+    Where a config has both names of a number, the first counts, as it does there.
+    """
 
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-_DEFAULTS: dict[str, Any] = {
-    "num_mel_bins": 128,
-    "d_model": 1280,
-    "encoder_layers": 32,
-    "encoder_attention_heads": 20,
-    "encoder_ffn_dim": 5120,
-    "n_window": 100,
-    "activation_function": "gelu",
-}
-"""Of numbers that a config need not have: the family's, as in transformers."""
-_OTHER_NAMES = {
-    "d_model": "hidden_size",
-    "encoder_layers": "num_hidden_layers",
-    "encoder_attention_heads": "num_attention_heads",
-    "encoder_ffn_dim": "intermediate_size",
-}
-"""That transformers has for the same numbers; where a config has both, these count there."""
+    mel_bins: PositiveInt = Field(128, validation_alias="num_mel_bins")
+    hidden_size: PositiveInt = Field(1280, validation_alias=AliasChoices("hidden_size", "d_model"))
+    layers: PositiveInt = Field(32, validation_alias=AliasChoices("num_hidden_layers", "encoder_layers"))
+    heads: PositiveInt = Field(20, validation_alias=AliasChoices("num_attention_heads", "encoder_attention_heads"))
+    intermediate_size: PositiveInt = Field(5120, validation_alias=AliasChoices("intermediate_size", "encoder_ffn_dim"))
+    output_size: PositiveInt = Field(validation_alias="output_dim")
+    n_window: PositiveInt = 100
+    activation_function: str = "gelu"
 
+    @property
+    def mel_block(self) -> int:
+        """Mel frames of an attention block; blocks do not see each other."""
+        return 2 * self.n_window
 
-def audio_encoder_config(section: dict[str, Any]) -> AudioEncoderConfig:
-    """Reads a config's section; KeyError for a width that is missing, ValueError for a number that can't be."""
-    section = _DEFAULTS | section | {name: section[other] for name, other in _OTHER_NAMES.items() if other in section}
-    config = AudioEncoderConfig(
-        mel_bins=int(section["num_mel_bins"]),
-        hidden_size=int(section["d_model"]),
-        layers=int(section["encoder_layers"]),
-        heads=int(section["encoder_attention_heads"]),
-        intermediate_size=int(section["encoder_ffn_dim"]),
-        mel_block=2 * int(section["n_window"]),
-        output_size=int(section["output_dim"]),
-    )
-    if (activation := section["activation_function"]) != "gelu":
-        raise ValueError(f"the audio encoder's activation_function is {activation!r}; expected 'gelu'")
-    if config.hidden_size % config.heads or config.hidden_size % 2:
-        raise ValueError(
-            f"the audio encoder's d_model is {config.hidden_size}; "
-            f"expected an even multiple of its {config.heads} heads"
-        )
-    if config.mel_block < 4 or config.mel_block % 4:
-        raise ValueError(
-            f"the audio encoder's n_window is {config.mel_block // 2}; expected an even number: "
-            "a pair of positions must not stand in two blocks"
-        )
-    return config
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.activation_function != "gelu":
+            raise ValueError(
+                f"the audio encoder's activation_function is {self.activation_function!r}; expected 'gelu'"
+            )
+        if self.hidden_size % self.heads or self.hidden_size % 2 or self.hidden_size < LEAST_WIDTH:
+            raise ValueError(
+                f"the audio encoder's d_model is {self.hidden_size}; "
+                f"expected an even multiple of its {self.heads} heads, {LEAST_WIDTH} or more"
+            )
+        if self.n_window % 2:
+            raise ValueError(
+                f"the audio encoder's n_window is {self.n_window}; expected an even number: "
+                "a pair of positions must not stand in two blocks"
+            )
+        return self
 
 
 def audio_token_count(mel_frames: int) -> int:

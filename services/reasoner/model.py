@@ -10,7 +10,7 @@ from services.inference.kv_cache import KvCache
 from services.inference.prefill import Chunk
 from services.inference.product import Linear
 from services.inference.transformer import Transformer, TransformerConfig, transformer_config
-from services.reasoner.audio_encoder import AudioEncoder, AudioEncoderConfig, audio_encoder_config
+from services.reasoner.audio_encoder import AudioEncoder, AudioEncoderConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def reasoner_config(
 ) -> ReasonerConfig:
     """Builds the numbers from the language model's and the audio encoder's config sections."""
     stack = transformer_config(text, qkv_bias=True, default_theta=1e6)
-    audio_config = audio_encoder_config(audio)
+    audio_config = AudioEncoderConfig(**audio)
     if audio_config.output_size != stack.hidden_size:
         raise ValueError(
             f"the audio encoder's output_dim is {audio_config.output_size}; "

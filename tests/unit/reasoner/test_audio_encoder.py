@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
+from services.inference.checkpoint import CheckpointError, config_numbers
 from services.inference.cpu.compiled_product import laid_out_count
 from services.reasoner import audio_encoder
-from services.reasoner.audio_encoder import AudioEncoder, audio_encoder_config, audio_token_count
+from services.reasoner.audio_encoder import AudioEncoder, AudioEncoderConfig, audio_token_count
 from services.reasoner.compiled_encoder import CompiledEncoder
 from services.reasoner.model import reasoner_config
 
@@ -48,7 +49,7 @@ def section(**settings: Any) -> dict[str, Any]:
 def encoder_of(settings: dict[str, Any]) -> AudioEncoder:
     """An encoder with random weights."""
     with torch.inference_mode(False):
-        made = AudioEncoder(audio_encoder_config(section(**settings))).requires_grad_(False)
+        made = AudioEncoder(AudioEncoderConfig(**section(**settings))).requires_grad_(False)
         refill(made, seed=0)
     return made
 
@@ -160,12 +161,19 @@ def test_blocks_of_any_clip_have_its_positions_in_sum() -> None:
         ({"activation_function": "relu"}, "activation_function is 'relu'; expected 'gelu'"),
         ({"encoder_attention_heads": 5}, "d_model is 64; expected an even multiple of its 5 heads"),
         ({"n_window": 99}, "n_window is 99; expected an even number"),
-        ({"n_window": 0}, "n_window is 0; expected an even number"),
+        ({"n_window": 0}, "n_window is 0; expected greater than 0"),
+        ({"encoder_layers": 0}, "encoder_layers is 0; expected greater than 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected greater than 0"),
+        (
+            {"d_model": 2, "encoder_attention_heads": 1},
+            "d_model is 2; expected .* 4 or more",
+        ),
+        ({"output_dim": "wide"}, "output_dim is 'wide'; expected a valid integer"),
     ],
 )
 def test_numbers_that_can_not_be_are_refused(setting: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        audio_encoder_config(section(**SHAPES["even"] | setting))
+    with pytest.raises(CheckpointError, match=complaint), config_numbers("thinker_config"):
+        AudioEncoderConfig(**section(**SHAPES["even"] | setting))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def test_numbers_that_can_not_be_are_refused(setting: dict[str, Any], complaint:
 def test_a_number_that_has_two_names_is_the_one_that_transformers_takes(other: dict[str, int]) -> None:
     settings = section(**SHAPES["even"] | other)
     theirs = Qwen2_5OmniAudioEncoderConfig(**settings)
-    ours = audio_encoder_config(settings)
+    ours = AudioEncoderConfig(**settings)
     assert (ours.hidden_size, ours.layers, ours.heads, ours.intermediate_size) == (
         theirs.d_model, theirs.encoder_layers, theirs.encoder_attention_heads, theirs.encoder_ffn_dim
     )  # fmt: skip
@@ -183,7 +191,7 @@ def test_a_number_that_has_two_names_is_the_one_that_transformers_takes(other: d
 
 def test_numbers_that_a_config_leaves_out_are_those_of_transformers() -> None:
     theirs = Qwen2_5OmniAudioEncoderConfig(output_dim=2048)
-    assert audio_encoder_config({"output_dim": 2048}) == audio_encoder_config(theirs.to_dict())
+    assert AudioEncoderConfig(output_dim=2048) == AudioEncoderConfig(**theirs.to_dict())
 
 
 def test_widths_that_do_not_match_are_refused() -> None:
