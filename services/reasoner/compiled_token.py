@@ -31,12 +31,13 @@ def next_tokens(
     """
     count, hidden, size = len(slots), model.shape.hidden, len(vocabulary.embeddings)
     width, logit_width = in_blocks(hidden), in_blocks(size)
-    x = np.zeros(count * width, np.float32)
+    x, places, all_rows = np.zeros(count * width, np.float32), np.empty(count, np.int64), np.empty(count, np.int64)
     for index in range(count):
-        x[index * width : index * width + hidden] = vocabulary.embeddings[tokens[slots[index]]]
-    places = columns[slots]
+        places[index], all_rows[index] = columns[slots[index]], index
+        for k in range(hidden):
+            x[index * width + k] = vocabulary.embeddings[tokens[slots[index]], k]
     stack.run(
-        x, slots, places, places, np.arange(count),
+        x, slots, places, places, all_rows,
         model.entries, model.slots, model.columns, model.shape, model.weights, model.turns,
     )  # fmt: skip
     logits = np.empty(count * logit_width, np.float32)
@@ -44,5 +45,6 @@ def next_tokens(
         x, 0, width, count, hidden, vocabulary.head, 0, vocabulary.bias, 0, size, logits, 0, logit_width, False,
     )  # fmt: skip
     for index in range(count):
-        states[slots[index]] = x[index * width : index * width + hidden]
+        for k in range(hidden):
+            states[slots[index], k] = x[index * width + k]
         following[slots[index]] = first_highest(logits, index * logit_width, size)

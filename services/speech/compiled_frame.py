@@ -1,12 +1,13 @@
 """The frame step in compiled code: backbone, codebook 0, depth decoder and the embeddings between them in one call."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.cpu import stack
-from services.inference.cpu.compilation import compiled
+from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.draw import Hashes, draw, row_hash
 from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply
 from services.inference.cpu.stack import StackCache
@@ -89,16 +90,16 @@ def next_frames(
     _draw(slots, wishes, tables, logits, logit_width, rows, 0, codes)
     head_size = logit_width * depth.shape.hidden
     # The backbone's state goes in beside the first code, all other codes alone.
-    inputs = np.empty(2 * count * width, np.float32)
+    inputs = np.zeros(2 * count * width, np.float32)
     for codebook in range(1, tables.codebooks):
         run = 2 if codebook == 1 else 1
         for index in range(count):
-            at = (run * index + run - 1) * width
-            inputs[at : at + width] = 0
+            at, state = (run * index + run - 1) * width, index * width
             code = codes[slots[index], codebook - 1] + (codebook - 1) * tables.logits
-            inputs[at : at + backbone.shape.hidden] = tables.codes[code]
-            if run == 2:
-                inputs[at - width : at] = states[index * width : (index + 1) * width]
+            for k in range(backbone.shape.hidden):
+                inputs[at + k] = tables.codes[code, k]
+                if run == 2:
+                    inputs[at - width + k] = states[state + k]
         hidden = _decode(slots, inputs, run, codebook, depth, backbone.shape.hidden, width, tables)
         depth_width = in_blocks(depth.shape.hidden)
         multiply(
@@ -107,45 +108,50 @@ def next_frames(
         )  # fmt: skip
         _draw(slots, wishes, tables, logits, logit_width, rows, codebook, codes)
     for index in range(count):
-        if not np.isfinite(states[index * width : (index + 1) * width]).all():
-            codes[slots[index]] = NO_CODE
+        is_finite = True
+        for k in range(index * width, (index + 1) * width):
+            is_finite &= math.isfinite(states[k])
+        if not is_finite:
+            for codebook in range(tables.codebooks):
+                codes[slots[index], codebook] = NO_CODE
 
 
-@compiled
+@inlined
 def _speak(slots: Ints, wishes: Wishes, backbone: StackCache, tables: Tables) -> Floats:
     """Runs the new positions of the slots → the backbone's state at the last one of each, in whole blocks."""
     count, hidden, width = len(slots), backbone.shape.hidden, in_blocks(backbone.shape.hidden)
     dump = backbone.columns - 1
-    x = np.zeros((3 * count, width), np.float32)
+    x = np.zeros(3 * count * width, np.float32)
     row_slots, columns, last = np.empty(3 * count, np.int64), np.empty(3 * count, np.int64), np.empty(count, np.int64)
-    spoken = np.empty(hidden, np.float32)
     rows = 0
     for index in range(count):
         slot = slots[index]
-        spoken[:] = 0
-        for codebook in range(tables.codebooks):
-            spoken += tables.codes[wishes.previous[slot, codebook] + codebook * tables.logits]
         for place in range(3):
             if wishes.columns[slot, place] == dump:
                 continue
+            at, token = rows * width, wishes.token[slot]
             if place == 1:
-                x[rows, :hidden] = wishes.hidden[slot]
+                for k in range(hidden):
+                    x[at + k] = wishes.hidden[slot, k]
             elif place == 2 and wishes.has_step[slot]:
-                x[rows, :hidden] = tables.texts[wishes.token[slot]]
+                for k in range(hidden):
+                    x[at + k] = tables.texts[token, k]
             else:
-                x[rows, :hidden] = spoken
+                for codebook in range(tables.codebooks):
+                    code = wishes.previous[slot, codebook] + codebook * tables.logits
+                    for k in range(hidden):
+                        x[at + k] += tables.codes[code, k]
             row_slots[rows], columns[rows] = slot, wishes.columns[slot, place]
             rows += 1
         last[index] = rows - 1
-    flat = x.reshape(-1)
     stack.run(
-        flat, row_slots[:rows], columns[:rows], columns[:rows], last,
+        x, row_slots[:rows], columns[:rows], columns[:rows], last,
         backbone.entries, backbone.slots, backbone.columns, backbone.shape, backbone.weights, backbone.turns,
     )  # fmt: skip
-    return flat[: count * width]
+    return x[: count * width]
 
 
-@compiled
+@inlined
 def _decode(
     slots: Ints, inputs: Floats, run: int, codebook: int, depth: StackCache, input_size: int, width: int, tables: Tables
 ) -> Floats:
@@ -157,18 +163,20 @@ def _decode(
         x, 0, depth_width, False,
     )  # fmt: skip
     row_slots, columns, positions = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
+    last = np.empty(len(slots), np.int64)
     for row in range(count):
         # The state stands in column 0, code c in column c + 1.
         column = codebook + 1 - run + row % run
         row_slots[row], columns[row], positions[row] = slots[row // run], column, max(column - tables.offset, 0)
+        last[row // run] = row
     stack.run(
-        x, row_slots, columns, positions, np.arange(run - 1, count, run),
+        x, row_slots, columns, positions, last,
         depth.entries, depth.slots, depth.columns, depth.shape, depth.weights, depth.turns,
     )  # fmt: skip
     return x
 
 
-@compiled
+@inlined
 def _draw(
     slots: Ints, wishes: Wishes, tables: Tables, logits: Floats, width: int, rows: Ints, codebook: int, codes: Ints
 ) -> None:

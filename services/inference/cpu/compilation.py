@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import njit
+from numba import njit, types
 
 _PACKAGE = Path(__file__).parent
 _SERVICES = _PACKAGE.parent.parent
@@ -39,9 +39,16 @@ def _keep() -> bool:
 _IS_KEPT = _keep()
 
 
+def _once_for_all_constants(dispatcher: Any) -> Any:
+    """A function that is compiled for types alone: Numba compiles anew for every constant that a call names."""
+    compile_for = dispatcher.compile
+    dispatcher.compile = lambda signature: compile_for(tuple(types.unliteral(kind) for kind in signature))
+    return dispatcher
+
+
 def compiled(function: Callable[..., Any]) -> Any:
     """A function as machine code, which holds no lock of Python's while it runs."""
-    return njit(nogil=True, cache=_IS_KEPT)(function)
+    return _once_for_all_constants(njit(nogil=True, cache=_IS_KEPT)(function))
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -51,4 +58,4 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 def generator(function: Callable[..., Any]) -> Any:
     """A generator for compiled code alone: it is kept within what calls it, for numba finds none that it kept."""
-    return njit(nogil=True)(function)
+    return _once_for_all_constants(njit(nogil=True)(function))

@@ -12,7 +12,7 @@ from services.inference.cpu import stack
 from services.inference.cpu.product import Floats, in_blocks
 from services.inference.cpu.second_thread import work_together
 from services.inference.cpu.stack import LayerWeights, StackCache, StackShape
-from services.inference.cpu.team import Ints
+from services.inference.cpu.team import Ints, alone
 from services.inference.kv_cache import KvCache
 from services.inference.rope import Rope
 
@@ -73,11 +73,11 @@ class CompiledStack:
             self.shape, self.weights, self.turns(whole.position_count + 1),
         )  # fmt: skip
         rows = (x.reshape(-1), slots, columns, positions, wanted)
+        signals, phases = stack.signals(len(slots), self.shape), stack.phases(self.shape)
         if len(slots) < SHARED_ROWS:
-            stack.run(*rows, *shared)
-            return
-        signals = stack.signals(len(slots), self.shape)
-        work_together(stack.phases(self.shape), lambda team: stack.run_together(*rows, *shared, signals, team))
+            stack.run_together(*rows, *shared, signals, alone(phases))
+        else:
+            work_together(phases, lambda team: stack.run_together(*rows, *shared, signals, team))
 
     def forward(
         self, x: Tensor, columns: Tensor, positions: Tensor, cache: KvCache, wanted: Tensor | None = None

@@ -115,7 +115,7 @@ def signals(rows: int, shape: StackShape) -> Signals:
     )
 
 
-@compiled
+@inlined
 def run(
     x: Floats, slots: Ints, columns: Ints, positions: Ints, wanted: Ints,
     entries: Floats, slot_count: int, column_count: int,
@@ -148,7 +148,10 @@ def run_together(
     normed, joined, seen, gated, inner = signals
     group = shape.heads // shape.kv_heads
     most_rows = max(QUERIES // group, 1)
-    room = np.empty(attention_room(min(rows, most_rows) * group, columns.max() + 1, head_dim), np.float32)
+    seen_columns = 0
+    for row in range(rows):
+        seen_columns = max(seen_columns, columns[row] + 1)
+    room = np.empty(attention_room(min(rows, most_rows) * group, seen_columns, head_dim), np.float32)
     begins = np.empty(rows + 1, np.int64)
     head_stride = column_count * head_dim
     slot_stride = 2 * shape.kv_heads * head_stride
@@ -168,7 +171,8 @@ def run_together(
                 for row in range(first, end * len(wanted)):
                     _move(joined, joined_width, wanted[row], row)
                     _move(x, width, wanted[row], row)
-            slots, columns, rows = slots[wanted], columns[wanted], len(wanted)
+            rows = len(wanted)
+            slots, columns = _of(slots, wanted), _of(columns, wanted)
         groups = _neighbours(slots, columns, most_rows, begins)
         for first, end in parts(team, phase + 4, groups * shape.kv_heads):
             for unit in range(first, end):
@@ -220,6 +224,15 @@ def _neighbours(slots: Ints, columns: Ints, most: int, begins: Ints) -> int:
             groups += 1
     begins[groups] = len(slots)
     return groups
+
+
+@compiled
+def _of(numbers: Ints, places: Ints) -> Ints:
+    """The numbers at those places; numpy's own way of it takes long to compile."""
+    chosen = np.empty(len(places), np.int64)
+    for index in range(len(places)):
+        chosen[index] = numbers[places[index]]
+    return chosen
 
 
 @compiled
