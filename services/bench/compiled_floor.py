@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from services.inference.cpu.aligned import Floats, aligned, aligned_empty, aligned_zeros
 from services.inference.cpu.compilation import compiled
-from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply
+from services.inference.cpu.product import in_blocks, laid_out, multiply
 from services.inference.cpu.team import Ints
 
 
@@ -25,11 +26,11 @@ class CompiledProducts:
             outputs, inputs = matrix.shape
             sizes.append((rows, inputs, outputs, places[key]))
         self._sizes = np.array(sizes)
-        self._weights = np.concatenate(pieces)
+        self._weights = aligned(pieces)
         chance = np.random.default_rng(0)
-        self._x = chance.normal(size=max(rows * inputs for rows, inputs, _, _ in sizes)).astype(np.float32)
-        self._y = np.empty(max(rows * in_blocks(outputs) for rows, _, outputs, _ in sizes), np.float32)
-        self._bias = np.zeros(max(in_blocks(outputs) for _, _, outputs, _ in sizes), np.float32)
+        self._x = aligned([chance.normal(size=max(rows * inputs for rows, inputs, _, _ in sizes)).astype(np.float32)])
+        self._y = aligned_empty(max(rows * in_blocks(outputs) for rows, _, outputs, _ in sizes))
+        self._bias = aligned_zeros(max(in_blocks(outputs) for _, _, outputs, _ in sizes))
 
     def __call__(self) -> None:
         run_products(self._sizes, self._weights, self._bias, self._x, self._y)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.cpu.aligned import Floats, aligned_empty, aligned_zeros
 from services.inference.cpu.attention import attend_in_ring, score_room
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.gelu import gelu
 from services.inference.cpu.norms import layer_norm
-from services.inference.cpu.product import Floats
 from services.inference.cpu.stack import turn_and_keep
 from services.inference.cpu.team import Ints
 from services.inference.cpu.vectors import LANES, exp, load, splat, store, where_above_zero
@@ -217,10 +217,10 @@ def _transform(slots: Ints, begins: Ints, weights: Weights, state: State, signal
     width, seen_width, inner_width = in_vectors(hidden), in_vectors(query_width), in_vectors(shape.inner)
     joined_numbers = query_width + 2 * shape.kv_heads * head_dim
     joined_width = in_vectors(joined_numbers)
-    x, normed = np.zeros(rows * width, np.float32), np.empty(rows * width, np.float32)
-    joined, seen = np.empty(rows * joined_width, np.float32), np.empty(rows * seen_width, np.float32)
-    inner, scores = np.zeros(rows * inner_width, np.float32), np.empty(score_room(shape.window), np.float32)
-    turns = np.empty(rows * head_dim, np.float32)
+    x, normed = aligned_zeros(rows * width), aligned_empty(rows * width)
+    joined, seen = aligned_empty(rows * joined_width), aligned_empty(rows * seen_width)
+    inner, scores = aligned_zeros(rows * inner_width), aligned_empty(score_room(shape.window))
+    turns = aligned_empty(rows * head_dim)
     head_stride = (shape.ring + 1) * head_dim
     slot_stride = 2 * shape.kv_heads * head_stride
     for row in range(rows):

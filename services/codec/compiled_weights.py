@@ -13,7 +13,7 @@ from torch.nn import functional
 from services.codec.compiled_layers import CONVOLUTION, Signals, TransformerShape, Weights
 from services.codec.convolutions import Convolution
 from services.codec.streaming_decoder import LayerStep, StreamingDecoder, TransformerStep
-from services.inference.cpu.product import Floats
+from services.inference.cpu.aligned import Floats, aligned, aligned_zeros
 from services.inference.cpu.vectors import LANES
 from services.inference.cpu.windows import in_vectors, in_whole_vectors, laid_out_windows
 
@@ -46,11 +46,11 @@ def compiled_weights(decoder: StreamingDecoder) -> Weights:
             rotation_scale=decoder.rope.scale,
             **{name: place for name, place in places.items() if name in TransformerShape._fields},
         ),
-        transformer=np.concatenate([_laid_out(tensor) for layer in layers for tensor in layer.values()]),
+        transformer=aligned([_laid_out(tensor) for layer in layers for tensor in layer.values()]),
         frequencies=decoder.rope.inverse_frequencies.numpy(),
         convolutions=records,
         together=_together(blocks),
-        kernels=np.concatenate([step.laid_out() for step in steps]),
+        kernels=aligned([step.laid_out() for step in steps]),
     )
 
 
@@ -69,7 +69,8 @@ def signals(weights: Weights, slot_count: int) -> Signals:
     given = np.where(layers["is_depthwise"], given * layers["channels"], given)
     inside = np.where(layers["writes_inside"], given, 0)
     widest = (np.maximum(taken, given), inside, taken + layers["edge_size"])
-    return Signals(*(np.zeros((slot_count, int(counts.max()) + LANES), np.float32) for counts in widest))
+    rows = (int(in_vectors(int(counts.max()))) + LANES for counts in widest)
+    return Signals(*(aligned_zeros(slot_count * row).reshape(slot_count, row) for row in rows))
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:

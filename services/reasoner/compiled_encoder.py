@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from services.inference.cpu.aligned import Floats, aligned, aligned_empty, aligned_zeros
 from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.gelu import gelu
 from services.inference.cpu.norms import layer_norm, layer_norm_together
-from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply_together, padded
+from services.inference.cpu.product import in_blocks, laid_out, multiply_together, padded
 from services.inference.cpu.second_thread import work_together
 from services.inference.cpu.team import Team, alone, parts
 from services.inference.cpu.vectors import LANES, load, splat, store
@@ -64,7 +65,7 @@ class CompiledEncoder:
         config = encoder.config
         ends, layers = _ends(encoder), [_layer(layer) for layer in encoder.layers]
         pieces = [*ends.values(), *(piece for layer in layers for piece in layer.values())]
-        self._weights = np.concatenate(pieces)
+        self._weights = aligned(pieces)
         self._positions = _in_rows(encoder.positions.numpy())
         self._shape = EncoderShape(
             mel_bins=config.mel_bins,
@@ -127,13 +128,13 @@ def signals(frames: int, shape: EncoderShape) -> Signals:
     """Room for a block of so many mel frames."""
     rows, width = (frames - 1) // 2 + 1, in_blocks(shape.hidden)
     return Signals(
-        np.zeros((frames + KERNEL - 1) * width, np.float32),
-        np.empty(rows * width, np.float32),
-        np.empty(rows * width, np.float32),
-        np.empty(rows * in_blocks(3 * shape.hidden), np.float32),
-        np.zeros(2 * rows * shape.hidden + LANES * shape.hidden // shape.heads, np.float32),
-        np.empty(rows * width, np.float32),
-        np.empty(rows * in_blocks(shape.inner), np.float32),
+        aligned_zeros((frames + KERNEL - 1) * width),
+        aligned_empty(rows * width),
+        aligned_empty(rows * width),
+        aligned_empty(rows * in_blocks(3 * shape.hidden)),
+        aligned_zeros(2 * rows * shape.hidden + LANES * shape.hidden // shape.heads),
+        aligned_empty(rows * width),
+        aligned_empty(rows * in_blocks(shape.inner)),
     )
 
 
@@ -150,7 +151,7 @@ def encode(
     width, output = in_blocks(shape.hidden), in_blocks(shape.output)
     rows, pairs = (frames - 1) // 2 + 1, len(embeddings) // output
     heard, x, behind = signals.heard, signals.x, PHASES_BEFORE + shape.layers * PHASES_OF_LAYER
-    room = np.empty(attention_room(QUERIES, rows, shape.hidden // shape.heads), np.float32)
+    room = aligned_empty(attention_room(QUERIES, rows, shape.hidden // shape.heads))
     # Of both convolutions a position's window is rows that lie one behind the other.
     multiply_together(
         mel, shape.mel_bins, frames, KERNEL * shape.mel_bins, weights, shape.conv1, shape.conv1_bias,

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from services.inference.cpu import stack
+from services.inference.cpu.aligned import Floats, aligned_empty, aligned_zeros
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.draw import first_highest
-from services.inference.cpu.product import Floats, in_blocks, multiply
+from services.inference.cpu.product import in_blocks, multiply
 from services.inference.cpu.stack import StackCache
 from services.inference.cpu.team import Ints
 
@@ -31,7 +32,7 @@ def next_tokens(
     """
     count, hidden, size = len(slots), model.shape.hidden, len(vocabulary.embeddings)
     width, logit_width = in_blocks(hidden), in_blocks(size)
-    x, places, all_rows = np.zeros(count * width, np.float32), np.empty(count, np.int64), np.empty(count, np.int64)
+    x, places, all_rows = aligned_zeros(count * width), np.empty(count, np.int64), np.empty(count, np.int64)
     for index in range(count):
         places[index], all_rows[index] = columns[slots[index]], index
         for k in range(hidden):
@@ -40,7 +41,7 @@ def next_tokens(
         x, slots, places, places, all_rows,
         model.entries, model.slots, model.columns, model.shape, model.weights, model.turns,
     )  # fmt: skip
-    logits = np.empty(count * logit_width, np.float32)
+    logits = aligned_empty(count * logit_width)
     multiply(
         x, 0, width, count, hidden, vocabulary.head, 0, vocabulary.bias, 0, size, logits, 0, logit_width, False,
     )  # fmt: skip

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.cpu import stack
+from services.inference.cpu.aligned import Floats, aligned, aligned_empty, aligned_zeros
 from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.draw import Hashes, draw, row_hash
-from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply
+from services.inference.cpu.product import in_blocks, laid_out, multiply
 from services.inference.cpu.stack import StackCache
 from services.inference.cpu.team import Ints
 from services.speech.model import NO_CODE, SpeechModel
@@ -62,8 +63,8 @@ def tables(model: SpeechModel) -> Tables:
         codes=model.code_embedding.weight.detach().numpy(),
         head0=laid_out(model.backbone.codebook0_head.weight.detach()[: config.code_count].numpy()),
         projection=laid_out(depth.projection.weight.detach().numpy()),
-        heads=np.concatenate([laid_out(head.numpy()) for head in heads]),
-        zeros=np.zeros(in_blocks(widest), np.float32),
+        heads=aligned([laid_out(head.numpy()) for head in heads]),
+        zeros=aligned_zeros(in_blocks(widest)),
         places=model.noise.places.numpy().reshape(-1),
     )
 
@@ -82,7 +83,7 @@ def next_frames(
     for index in range(count):
         rows[index] = row_hash(wishes.seed[slots[index]], wishes.frame[slots[index]])
     logit_width = in_blocks(tables.drawn)
-    logits = np.empty(count * logit_width, np.float32)
+    logits = aligned_empty(count * logit_width)
     multiply(
         states, 0, width, count, backbone.shape.hidden, tables.head0, 0, tables.zeros, 0, tables.drawn,
         logits, 0, logit_width, False,
@@ -90,7 +91,7 @@ def next_frames(
     _draw(slots, wishes, tables, logits, logit_width, rows, 0, codes)
     head_size = logit_width * depth.shape.hidden
     # The backbone's state goes in beside the first code, all other codes alone.
-    inputs = np.zeros(2 * count * width, np.float32)
+    inputs = aligned_zeros(2 * count * width)
     for codebook in range(1, tables.codebooks):
         run = 2 if codebook == 1 else 1
         for index in range(count):
@@ -121,7 +122,7 @@ def _speak(slots: Ints, wishes: Wishes, backbone: StackCache, tables: Tables) ->
     """Runs the new positions of the slots → the backbone's state at the last one of each, in whole blocks."""
     count, hidden, width = len(slots), backbone.shape.hidden, in_blocks(backbone.shape.hidden)
     dump = backbone.columns - 1
-    x = np.zeros(3 * count * width, np.float32)
+    x = aligned_zeros(3 * count * width)
     row_slots, columns, last = np.empty(3 * count, np.int64), np.empty(3 * count, np.int64), np.empty(count, np.int64)
     rows = 0
     for index in range(count):
@@ -157,7 +158,7 @@ def _decode(
 ) -> Floats:
     """Runs the depth decoder over `run` inputs of each slot, in rows of `width` → its state at the last of each."""
     count, depth_width = run * len(slots), in_blocks(depth.shape.hidden)
-    x = np.empty(count * depth_width, np.float32)
+    x = aligned_empty(count * depth_width)
     multiply(
         inputs, 0, width, count, input_size, tables.projection, 0, tables.zeros, 0, depth.shape.hidden,
         x, 0, depth_width, False,

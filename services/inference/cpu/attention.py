@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from services.inference.cpu.aligned import Floats
 from services.inference.cpu.compilation import compiled, inlined
-from services.inference.cpu.product import Floats
 from services.inference.cpu.vectors import (
     LANES,
     exp,
@@ -37,7 +37,8 @@ _TILE = WIDEST * LANES
 def attention_room(queries: int, columns: int, head_dim: int) -> int:
     """Numbers that `attend` needs for so many queries that see up to so many columns."""
     width = in_vectors(head_dim)
-    return queries * (head_dim + width + 1 + in_vectors(columns) + LANES) + 2 * width * _TILE + max(width, _TILE)
+    rows = in_vectors(queries * head_dim) + in_vectors(queries) + queries * (width + in_vectors(columns) + LANES)
+    return rows + 2 * width * _TILE + max(width, _TILE)
 
 
 @compiled
@@ -53,9 +54,9 @@ def attend(
     """
     queries, most, width = rows * group, count + (rows - 1) * more, in_vectors(head_dim)
     stride = in_vectors(most) + LANES
-    sums = queries * head_dim
+    sums = in_vectors(queries * head_dim)
     shares = sums + queries * width
-    scores = shares + queries
+    scores = shares + in_vectors(queries)
     copied = scores + queries * stride
     turned = copied + width * _TILE
     zeros = turned + width * _TILE
@@ -207,10 +208,18 @@ def _weigh(scores: Floats, s0: int, count: int, head_dim: int) -> Any:
     """Makes weights of `count` scores, behind which there is room for a vector → what makes their sum 1."""
     scale = splat(np.float32(1 / math.sqrt(head_dim)))
     store(scores, s0 + count, splat(np.float32(-np.inf)))
-    highest = load(scores, s0)
-    for index in range(LANES, count, LANES):
-        highest = greater(highest, load(scores, s0 + index))
-    highest = splat(largest(highest))
+    # Chains side by side, so that none waits for the one before it.
+    first = load(scores, s0)
+    second, third, fourth = first, first, first
+    whole = count - count % (4 * LANES)
+    for index in range(0, whole, 4 * LANES):
+        first = greater(first, load(scores, s0 + index))
+        second = greater(second, load(scores, s0 + index + LANES))
+        third = greater(third, load(scores, s0 + index + 2 * LANES))
+        fourth = greater(fourth, load(scores, s0 + index + 3 * LANES))
+    for index in range(whole, count, LANES):
+        first = greater(first, load(scores, s0 + index))
+    highest = splat(largest(greater(greater(first, second), greater(third, fourth))))
     # Behind the last column is nearly nothing, 1e-38, of which the sum, at least 1, keeps no bit.
     weights = splat(np.float32(0))
     for index in range(0, count, LANES):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from services.inference.cpu import stack
-from services.inference.cpu.product import Floats, in_blocks
+from services.inference.cpu.aligned import Floats, aligned_zeros
+from services.inference.cpu.product import in_blocks
 from services.inference.cpu.second_thread import work_together
 from services.inference.cpu.stack import LayerWeights, StackCache, StackShape
 from services.inference.cpu.team import Ints, alone
@@ -93,7 +94,7 @@ class CompiledStack:
         asked = np.arange(width) if wanted is None else wanted.numpy()
         asked = (np.arange(batch)[:, None] * width + asked).reshape(-1)
         given = is_there[asked]
-        rows = np.zeros((len(there), self.width), np.float32)
+        rows = aligned_zeros(len(there) * self.width).reshape(-1, self.width)
         rows[:, :hidden] = x.reshape(-1, hidden).numpy()[there]
         if len(there):
             places = np.searchsorted(there, asked[given])

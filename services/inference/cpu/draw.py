@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.cpu.aligned import Floats
 from services.inference.cpu.compilation import compiled, inlined
-from services.inference.cpu.product import Floats
 from services.inference.cpu.vectors import LANES, count_at_least, greater, largest, load, splat, store
 
 Hashes = NDArray[np.int32]

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from services.inference.cpu.aligned import Floats
 from services.inference.cpu.compilation import compiled, inlined
-from services.inference.cpu.product import Floats
 from services.inference.cpu.vectors import LANES, Vector, exp, fma, load, splat, store, where_above_zero
 
 

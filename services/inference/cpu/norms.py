@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from services.inference.cpu.aligned import Floats
 from services.inference.cpu.compilation import compiled
-from services.inference.cpu.product import Floats, in_blocks
+from services.inference.cpu.product import in_blocks
 from services.inference.cpu.team import Team, parts
 from services.inference.cpu.vectors import LANES, first_of, fma, load, splat, store, total
 

@@ -6,14 +6,12 @@ are registers for.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from services.inference.cpu.aligned import Floats, aligned
 from services.inference.cpu.compilation import compiled
 from services.inference.cpu.team import Team, parts
 from services.inference.cpu.tiles import product_block
 from services.inference.cpu.vectors import LANES
-
-Floats = NDArray[np.float32]
 
 _VECTORS = 2
 BLOCK = _VECTORS * LANES
@@ -38,7 +36,7 @@ def laid_out(weight: Floats) -> Floats:
     """weight [outputs, inputs] as `multiply` reads it: [blocks of outputs, inputs, BLOCK], flat."""
     outputs, inputs = weight.shape
     blocks = np.pad(weight, ((0, in_blocks(outputs) - outputs), (0, 0))).reshape(-1, BLOCK, inputs)
-    return np.ascontiguousarray(blocks.transpose(0, 2, 1)).reshape(-1)
+    return aligned([blocks.transpose(0, 2, 1).reshape(-1)])
 
 
 @compiled

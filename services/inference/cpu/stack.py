@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.inference.cpu.aligned import Floats, aligned, aligned_empty
 from services.inference.cpu.attention import QUERIES, attend, attention_room
 from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.norms import rms_norm_together
-from services.inference.cpu.product import Floats, in_blocks, laid_out, multiply_together, padded
+from services.inference.cpu.product import in_blocks, laid_out, multiply_together, padded
 from services.inference.cpu.team import Ints, Team, alone, parts
 from services.inference.cpu.vectors import LANES, exp, load, splat, store
 
@@ -80,7 +81,7 @@ def flat_weights(layers: list[LayerWeights], final_norm: Floats) -> tuple[Floats
             begin += len(piece)
         places["layer"] = begin
     del places["attention_norm"]
-    return np.concatenate([*pieces, padded(final_norm)]), places
+    return aligned([*pieces, padded(final_norm)]), places
 
 
 class Signals(NamedTuple):
@@ -107,11 +108,11 @@ def signals(rows: int, shape: StackShape) -> Signals:
     """Room for so many rows."""
     query_width = shape.heads * shape.head_dim
     return Signals(
-        np.empty(rows * in_blocks(shape.hidden), np.float32),
-        np.empty(rows * in_blocks(query_width + 2 * shape.kv_heads * shape.head_dim), np.float32),
-        np.empty(rows * in_blocks(query_width), np.float32),
-        np.empty(rows * in_blocks(2 * shape.inner), np.float32),
-        np.empty(rows * in_blocks(shape.inner), np.float32),
+        aligned_empty(rows * in_blocks(shape.hidden)),
+        aligned_empty(rows * in_blocks(query_width + 2 * shape.kv_heads * shape.head_dim)),
+        aligned_empty(rows * in_blocks(query_width)),
+        aligned_empty(rows * in_blocks(2 * shape.inner)),
+        aligned_empty(rows * in_blocks(shape.inner)),
     )
 
 
@@ -151,7 +152,7 @@ def run_together(
     seen_columns = 0
     for row in range(rows):
         seen_columns = max(seen_columns, columns[row] + 1)
-    room = np.empty(attention_room(min(rows, most_rows) * group, seen_columns, head_dim), np.float32)
+    room = aligned_empty(attention_room(min(rows, most_rows) * group, seen_columns, head_dim))
     begins = np.empty(rows + 1, np.int64)
     head_stride = column_count * head_dim
     slot_stride = 2 * shape.kv_heads * head_stride

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from services.inference.cpu.aligned import Floats
 from services.inference.cpu.compilation import compiled, inlined
-from services.inference.cpu.product import Floats
 from services.inference.cpu.tiles import product_block
 from services.inference.cpu.vectors import LANES
 
@@ -18,7 +18,7 @@ WIDEST = 4
 
 # Rows of a tile for 1, 2, 3 and 4 vectors, and those of the last tile where few are left: chains enough to wait for no
 # addition, and no more than there are registers for.
-_ROWS = ((8, 4, 2), (8, 4, 2), (4, 2), (4, 2)) if LANES == 16 else ((8, 4, 2), (4, 2), (3,), (2,))
+_ROWS = ((8, 4, 2), (8, 4, 2), (4, 2), (6, 4, 2)) if LANES == 16 else ((8, 4, 2), (4, 2), (3,), (2,))
 
 
 @compiled
