@@ -177,11 +177,13 @@ def run_together(
         groups = _neighbours(slots, columns, most_rows, begins)
         for first, end in parts(team, phase + 4, groups * shape.kv_heads):
             for unit in range(first, end):
-                row, head = begins[unit // shape.kv_heads], unit % shape.kv_heads
+                # Head by head: what the groups see one after the other is then still in the core's cache.
+                head, number = unit // groups, unit % groups
+                row, end_row = begins[number], begins[number + 1]
                 keys = (index * slot_count + slots[row]) * slot_stride + head * head_stride
                 query = head * group * head_dim
                 attend(
-                    joined, row * joined_width + query, joined_width, begins[unit // shape.kv_heads + 1] - row, group,
+                    joined, row * joined_width + query, joined_width, end_row - row, group,
                     head_dim, entries, keys, keys + shape.kv_heads * head_stride, columns[row] + 1, 1,
                     room, seen, row * seen_width + query, seen_width,
                 )  # fmt: skip

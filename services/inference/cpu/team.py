@@ -18,7 +18,7 @@ from services.inference.cpu.vectors import intrinsic
 
 Ints = NDArray[np.int64]
 
-PARTS = 8
+PARTS = 16
 """Of a phase: many, so that threads are done with it at nearly the same time."""
 
 
