@@ -38,9 +38,6 @@ STEADY_SECONDS = 60.0
 TAIL_LINES = 20
 MAXIMUM_LINE_BYTES = 2**20
 
-FRAME_MAKERS = ("speech", "colocated")
-"""Modules whose work every listener waits for, frame after frame."""
-
 Command = Callable[[str], Sequence[str]]
 LineSink = Callable[[str, str], None]
 """Takes a process's name, which is its replica's or "colocated", and one line that it wrote."""
@@ -441,8 +438,6 @@ class Supervisor:
             stderr=asyncio.subprocess.PIPE,
             process_group=0,  # a terminal's Ctrl-C is for the supervisor, which stops them in order
         )
-        if replica.module not in FRAME_MAKERS:
-            _let_others_finish(process.pid)
         child = ServiceProcess(replica.name, process, time.monotonic(), replica.services)
         for service in replica.services.values():
             service.process = process
@@ -485,16 +480,6 @@ def send_signal(process: asyncio.subprocess.Process, number: signal.Signals) -> 
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
-
-
-def _let_others_finish(pid: int) -> None:
-    """Has a process, before it makes threads, wait for a core's next tick rather than push aside what runs there.
-
-    Services that wake for each message would otherwise cut every frame in pieces where there are fewer cores than work.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # it ended already, or a sandbox has no such call: then as it was
-            os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
 
 
 def replica_names(settings: MeshSettings, service: str) -> list[str]:

@@ -97,14 +97,6 @@ async def test_services_start_get_ready_and_stop(observer):
     assert stopped[0] == "orchestrator"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the policy is Linux's")
-async def test_only_what_makes_frames_pushes_others_aside(observer):
-    async with fake_mesh(observer, http_port=0):
-        policies = {event.service: os.sched_getscheduler(event.pid) for event in observer.events}
-    others = {"reasoner", "codec", "orchestrator", "gateway"}
-    assert policies == {"speech": os.SCHED_OTHER} | dict.fromkeys(others, os.SCHED_BATCH)
-
-
 async def test_colocated_stages_start_and_stop_as_one_process(observer):
     async with fake_mesh(observer, placement=Placement.COLOCATED) as mesh:
         together = "reasoner, speech and codec"
