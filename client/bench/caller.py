@@ -73,7 +73,7 @@ class Caller:
         sound = self._sound(seed)
         async with self._line.session(seed) as session:
             await session.send_audio(sound)
-            return await self._hear(session, seed, self._clock.now(), lateness_seconds=None)
+            return await self.hear(session, seed, self._clock.now(), lateness_seconds=None)
 
     async def take_planned_turn(self, seed: int, planned_at: float) -> ReplyRecord:
         """As `take_turn`, but not before the planned moment, which all times are counted from."""
@@ -82,7 +82,7 @@ class Caller:
         lateness = self._clock.now() - planned_at
         async with self._line.session(seed) as session:
             await session.send_audio(sound)
-            return await self._hear(session, seed, planned_at, lateness_seconds=lateness)
+            return await self.hear(session, seed, planned_at, lateness_seconds=lateness)
 
     async def take_live_turn(self, seed: int) -> ReplyRecord:
         """Speaks in real time, then listens until the reply would have been played to its end."""
@@ -96,17 +96,17 @@ class Caller:
                 await self._clock.sleep_until(min(spoken_at, planned_at))
                 await session.send_audio(sound[start : start + packet_bytes])
             lateness = self._clock.now() - planned_at
-            record = await self._hear(session, seed, planned_at, lateness_seconds=lateness)
+            record = await self.hear(session, seed, planned_at, lateness_seconds=lateness)
         await self._clock.sleep_until(planned_at + record.played_seconds)
         return record
 
     def _sound(self, seed: int) -> bytes:
         return Encoding.S16.encode(user_sound(self._line.question, self._line.shape.user_seconds, seed))
 
-    async def _hear(
+    async def hear(
         self, session: Session, seed: int, turn_ended_at: float, *, lateness_seconds: float | None
     ) -> ReplyRecord:
-        """Ends the turn and listens to the reply."""
+        """Ends the turn and listens to the reply; times are from `turn_ended_at`, on the line's clock."""
         packets: list[Packet] = []
         digest = hashlib.sha256()
         ended: Any = None

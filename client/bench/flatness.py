@@ -1,13 +1,12 @@
 """Whether the time to the first audio grows with what the user said, or with the turns before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from client.bench.caller import PACKET_SECONDS, Line
+from client.bench.caller import PACKET_SECONDS, Caller, Line
+from client.bench.reply_record import ReplyRecord
 from client.bench.sound import user_sound
-from client.clock import Clock
-from client.events import Audio
 from client.pcm import USER_RATE_HZ, Encoding
 from client.report_table import ReportTable, digits, milliseconds
 from client.session import Session
@@ -17,7 +16,10 @@ TURNS = (1, 5, 20)
 TURN_SECONDS = 2
 SPEED = 10
 """How many times faster than people these users speak: all rounds would take more than an hour otherwise."""
-ROUNDS = 31
+LIVE_SECONDS = 2
+"""What is said last of a turn that counts comes at the pace of people, so that the mesh has as little to do as beside
+people when the turn ends, and has rested as long."""
+ROUNDS = 21
 FRAMES = 4
 """Of a reply: its first packet is what counts."""
 SEED = 2**33
@@ -25,10 +27,10 @@ SEED = 2**33
 
 @dataclass
 class Flatness:
-    """Seconds from the end of the turn to the first sound: by length of what was said, and by number of the turn."""
+    """Replies that counted: by length of what was said, and by number of the turn."""
 
-    by_utterance_seconds: dict[int, list[float]] = field(default_factory=dict)
-    by_turn: dict[int, list[float]] = field(default_factory=dict)
+    by_utterance_seconds: dict[int, list[ReplyRecord]] = field(default_factory=dict)
+    by_turn: dict[int, list[ReplyRecord]] = field(default_factory=dict)
 
 
 class FlatnessDriver:
@@ -36,6 +38,7 @@ class FlatnessDriver:
 
     def __init__(self, line: Line, found: Flatness, say: Callable[[str], None]) -> None:
         self._line = line
+        self._caller = Caller(line, 0, line.clock.now())
         self._found = found
         self._say = say
         self._seed = SEED
@@ -46,34 +49,31 @@ class FlatnessDriver:
             self._say(f"Flatness: round {number} of {ROUNDS}.")
             for seconds in UTTERANCE_SECONDS:
                 async with self._session() as session:
-                    waited = await self._take_turn(session, seconds)
+                    reply = await self._take_turn(session, seconds, LIVE_SECONDS)
                 if number:
-                    self._found.by_utterance_seconds.setdefault(seconds, []).append(waited)
+                    self._found.by_utterance_seconds.setdefault(seconds, []).append(reply)
             async with self._session() as session:
                 for turn in range(1, max(TURNS) + 1):
-                    waited = await self._take_turn(session, TURN_SECONDS)
+                    reply = await self._take_turn(session, TURN_SECONDS, LIVE_SECONDS if turn in TURNS else 0)
                     if number and turn in TURNS:
-                        self._found.by_turn.setdefault(turn, []).append(waited)
+                        self._found.by_turn.setdefault(turn, []).append(reply)
 
     def _session(self) -> Session:
         return self._line.session(0, max_frame_count=FRAMES)
 
-    async def _take_turn(self, session: Session, seconds: float) -> float:
-        """Says something new and hears the reply → the time to its first sound."""
-        clock: Clock = self._line.clock
+    async def _take_turn(self, session: Session, seconds: float, live_seconds: float) -> ReplyRecord:
+        """Says something new, the last of it live, and hears the reply."""
+        clock = self._line.clock
         self._seed += 1
         said = Encoding.S16.encode(user_sound(self._line.question, seconds, self._seed))
         size = round(PACKET_SECONDS * USER_RATE_HZ) * Encoding.S16.sample_bytes
-        began_at, waited = clock.now(), 0.0
-        for index, start in enumerate(range(0, len(said), size)):
-            await clock.sleep_until(began_at + (index + 1) * PACKET_SECONDS / SPEED)
+        spoken_at = clock.now()
+        live_from = len(said) - round(live_seconds / PACKET_SECONDS) * size
+        for start in range(0, len(said), size):
+            spoken_at += PACKET_SECONDS if start >= live_from else PACKET_SECONDS / SPEED
+            await clock.sleep_until(spoken_at)
             await session.send_audio(said[start : start + size])
-        ended_at = clock.now()
-        await session.end_turn()
-        async for event in session.reply():
-            if isinstance(event, Audio) and not waited:
-                waited = clock.now() - ended_at
-        return waited
+        return await self._caller.hear(session, self._seed, clock.now(), lateness_seconds=None)
 
 
 def flatness_tables(found: Flatness) -> list[ReportTable]:
@@ -83,8 +83,9 @@ def flatness_tables(found: Flatness) -> list[ReportTable]:
         ("TTFA by number of the turn in a session", "turn", found.by_turn),
     )
     note = (
-        f"Users speak {SPEED} times as fast as people, in packets of 20 ms; medians of {ROUNDS} rounds. "
-        "Over the least: the median as a multiple of the smallest in its table."
+        f"Users speak {SPEED} times as fast as people until the last {LIVE_SECONDS} s, which come at the pace of "
+        f"people, in packets of 20 ms; medians of {ROUNDS} rounds. Over the least: the median as a multiple of the "
+        "smallest in its table."
     )
     return [
         ReportTable(
@@ -93,14 +94,18 @@ def flatness_tables(found: Flatness) -> list[ReportTable]:
             [
                 [
                     str(key),
-                    milliseconds(median(times)),
-                    milliseconds(min(times)),
-                    milliseconds(max(times)),
-                    f"{digits(median(times) / min(map(median, by.values())))} ×",
+                    milliseconds(median(_waits(replies))),
+                    milliseconds(min(_waits(replies))),
+                    milliseconds(max(_waits(replies))),
+                    f"{digits(median(_waits(replies)) / min(median(_waits(others)) for others in by.values()))} ×",
                 ]
-                for key, times in by.items()
+                for key, replies in by.items()
             ],
             note,
         )
         for title, head, by in kinds
     ]
+
+
+def _waits(replies: Sequence[ReplyRecord]) -> list[float]:
+    return [seconds for reply in replies if (seconds := reply.first_audio_seconds) is not None]

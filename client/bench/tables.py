@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from client.bench.flatness import flatness_tables
+from client.bench.flatness import Flatness, flatness_tables
 from client.bench.load import LoadRecord, OpenLoop
 from client.bench.process_use import ProcessUse
 from client.bench.report import Report
-from client.bench.summary import LoadSummary, Spread
+from client.bench.summary import LoadSummary, Spread, first_audio_parts
 from client.report_table import NONE, ReportTable, digits, megabytes, milliseconds, percent
 
 Row = tuple[LoadRecord, LoadSummary]
@@ -22,7 +22,7 @@ def tables(report: Report) -> list[ReportTable]:
     every = [
         throughput_table(rows),
         latency_table(rows),
-        first_audio_table(rows),
+        first_audio_table(rows, report.flatness),
         steadiness_table(rows),
         open_loop_table([row for row in rows if isinstance(row[0].load, OpenLoop)]),
         failures_table(rows),
@@ -135,16 +135,21 @@ def latency_table(rows: Sequence[Row]) -> ReportTable:
     )
 
 
-def first_audio_table(rows: Sequence[Row]) -> ReportTable:
+def first_audio_table(rows: Sequence[Row], flatness: Flatness) -> ReportTable:
     """Where the wait goes."""
-    known = [(record, parts) for record, summary in rows if (parts := summary.first_audio_parts)]
+    every = [(label(record), summary.first_audio_parts) for record, summary in rows]
+    every += [
+        (f"{seconds} s of speech", first_audio_parts(by)) for seconds, by in flatness.by_utterance_seconds.items()
+    ]
+    every += [(f"turn {turn}", first_audio_parts(by)) for turn, by in flatness.by_turn.items()]
+    known = [(load, parts) for load, parts in every if parts]
     columns = list(dict.fromkeys(part_column(name) for _, parts in known for name in parts.mesh))
     return ReportTable(
         "Where the time to the first audio goes, mean ms",
         ["load", *(column.replace(" ", "\n") for column in columns), "wire,\ncaller", "TTFA"],
         [
             [
-                label(record),
+                load,
                 *(
                     milliseconds(sum(seconds for name, seconds in parts.mesh.items() if part_column(name) == column))
                     for column in columns
@@ -152,7 +157,7 @@ def first_audio_table(rows: Sequence[Row]) -> ReportTable:
                 milliseconds(parts.rest),
                 milliseconds(parts.total),
             ]
-            for record, parts in known
+            for load, parts in known
         ],
         "All before TTFA add up to it. Lost, queue, hops: of the three stages together. Lost: calls that came to "
         "nothing. Encode, prefill, voice prefill: what was left to do at the end of the turn, and when the first step "

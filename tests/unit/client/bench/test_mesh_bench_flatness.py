@@ -1,11 +1,12 @@
 """Flatness: what is said in which order, and what is counted."""
 
+from collections import Counter
 from itertools import pairwise
-
-import pytest
 
 from client.bench import flatness
 from client.bench.flatness import Flatness, FlatnessDriver, flatness_tables
+from client.bench.reply_record import ReplyRecord
+from client.bench.tables import first_audio_table
 from tests.unit.client.bench.test_mesh_bench_load import line_to
 
 
@@ -13,6 +14,7 @@ async def test_lengths_and_turns_take_turns_and_the_first_round_does_not_count(o
     monkeypatch.setattr(flatness, "UTTERANCE_SECONDS", (1, 2))
     monkeypatch.setattr(flatness, "TURNS", (1, 3))
     monkeypatch.setattr(flatness, "TURN_SECONDS", 0.5)
+    monkeypatch.setattr(flatness, "LIVE_SECONDS", 0.4)
     monkeypatch.setattr(flatness, "ROUNDS", 2)
     found, said = Flatness(), []
     async with line_to(orchestrator.address, clock) as line:
@@ -27,16 +29,28 @@ async def test_lengths_and_turns_take_turns_and_the_first_round_does_not_count(o
     packets = orchestrator.received("audio")
     assert {len(packet.data) for packet in packets} == {640}
     assert len(packets) == 3 * (50 + 100 + 3 * 25)
-    gaps = {round(later - earlier, 6) for earlier, later in pairwise(clock.slept_until)}
-    assert min(gap for gap in gaps if gap > 0) == pytest.approx(0.02 / flatness.SPEED)
+    gaps = Counter(round(later - earlier, 6) for earlier, later in pairwise(clock.slept_until) if later > earlier)
+    assert gaps[0.02] == 3 * 20 * (2 + 2)  # the last of both lengths, and of the two turns that count
+    assert gaps.keys() == {0.02, 0.02 / flatness.SPEED}
 
 
-def test_tables_say_how_much_longer_each_takes():
-    found = Flatness({2: [0.03, 0.02, 0.5], 60: [0.033, 0.033, 0.033]}, {1: [0.02], 20: [0.02]})
+def test_tables_say_how_much_longer_each_takes(new_reply):
+    def replies(*waits: float) -> list[ReplyRecord]:
+        return [new_reply(seconds) for seconds in waits]
+
+    found = Flatness(
+        {2: replies(0.03, 0.02, 0.5), 60: replies(0.033, 0.033, 0.033)}, {1: replies(0.02), 20: replies(0.02)}
+    )
     lengths, turns = flatness_tables(found)
     assert [list(row) for row in lengths.rows] == [
         ["2", "30.0", "20.0", "500", "1.00 ×"],
         ["60", "33.0", "33.0", "33.0", "1.10 ×"],
     ]
     assert [row[-1] for row in turns.rows] == ["1.00 ×", "1.00 ×"]
+    assert [row[0] for row in first_audio_table([], found).rows] == [
+        "2 s of speech",
+        "60 s of speech",
+        "turn 1",
+        "turn 20",
+    ]
     assert not any(table.rows for table in flatness_tables(Flatness()))
