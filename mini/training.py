@@ -27,7 +27,7 @@ class Plan:
     clip: float = 1.0
     weight_decay: float = 0.01
     save_seconds: float = 60.0
-    score_seconds: float = 240.0
+    score_seconds: float = 480.0
 
 
 def reduced_precision(device: str) -> AbstractContextManager[object]:
