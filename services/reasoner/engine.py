@@ -60,6 +60,9 @@ class ReasonerStream(Stream[Input, ReasonerStep]):
         # While the prompt is read: what is known of it; then what it was.
         self.reading: LivePrompt | None = None
         self.prompt: Prompt | None = None
+        # Kept for as long as the stream is: to let go of a minute's features takes a millisecond, in which the listener
+        # would wait for the first step.
+        self.was_read: LivePrompt | None = None
         self.is_in_queue = False
         self.finish_reason: Literal["stop", "length"] = "stop"
         self.step_count = 0
@@ -242,7 +245,7 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
 
     def _begin_reply(self, stream: ReasonerStream, reading: LivePrompt, hidden: Tensor) -> None:
         stream.prompt, stream.turn_block_count = reading.prompt(), reading.turn_block_count
-        stream.reading = stream.places = None
+        stream.reading, stream.was_read, stream.places = None, reading, None
         stream.text = self.tokenizer.text_stream()
         stream.decoding = True
         with stream.timed("step"):

@@ -26,7 +26,7 @@ class SecondThread:
         # Linux likes to wake a thread where the one that wakes it runs, and there they would only take turns.
         with suppress(OSError):  # the cores that the process has were changed just now
             os.sched_setaffinity(self._id, cores)
-        second = self._pool.submit(work, both)
+        second = self._pool.submit(work, both._replace(from_end=True))
         try:
             work(both)
         except BaseException:

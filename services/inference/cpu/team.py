@@ -27,25 +27,27 @@ _LOOKS = 200_000
 
 
 class Team(NamedTuple):
-    """What the threads know of each other: units of each phase that were taken, and that are finished.
+    """What the threads know of each other: parts of each phase that were taken, and units of it that are finished.
 
-    parts: into how many each phase is cut; 1 for a thread that works alone.
+    parts: into how many each phase is cut; 1 for a thread that works alone. from_end: this thread takes the last part
+    first, so that two share the phase in halves, and each finds in its core's cache what only its own half reads.
     """
 
     taken: Ints
     finished: Ints
     parts: int
+    from_end: bool
 
 
 def team(phases: int) -> Team:
     """A team that has done nothing yet."""
-    return Team(np.zeros(phases, np.int64), np.zeros(phases, np.int64), PARTS)
+    return Team(np.zeros(phases, np.int64), np.zeros(phases, np.int64), PARTS, False)
 
 
 @compiled
 def alone(phases: int) -> Team:
     """A team of one thread."""
-    return Team(np.zeros(phases, np.int64), np.zeros(phases, np.int64), 1)
+    return Team(np.zeros(phases, np.int64), np.zeros(phases, np.int64), 1, False)
 
 
 @generator
@@ -55,12 +57,14 @@ def parts(team: Team, phase: int, units: int) -> Iterator[tuple[int, int]]:
     What a thread has written for a part, all see once they have left the phase.
     """
     size = max(1, -(-units // team.parts))
-    first = _add(team.taken, phase, size)
-    while first < units:
+    count, own = -(-units // size), 0
+    # As many as all threads have taken: those from the one end never meet those from the other.
+    while _add(team.taken, phase, 1) < count:
+        first = (count - 1 - own if team.from_end else own) * size
         end = min(first + size, units)
         yield first, end
         _add(team.finished, phase, end - first)
-        first = _add(team.taken, phase, size)
+        own += 1
     looks = 0
     while _read(team.finished, phase) < units:
         looks += 1
