@@ -13,7 +13,8 @@ from services.inference.cpu.aligned import Floats
 from services.inference.cpu.compilation import compiled, inlined
 from services.inference.cpu.vectors import (
     LANES,
-    exp,
+    LOG2_E,
+    exp2,
     fma,
     greater,
     largest,
@@ -26,7 +27,7 @@ from services.inference.cpu.vectors import (
 )  # fmt: skip
 from services.inference.cpu.windows import WIDEST, in_vectors, multiply_rows
 
-QUERIES = 32
+QUERIES = 64
 """More queries should not be given at once: their scores would no longer lie where they are read fast."""
 
 _TILE = WIDEST * LANES
@@ -206,7 +207,7 @@ def score_room(count: int) -> int:
 @inlined
 def _weigh(scores: Floats, s0: int, count: int, head_dim: int) -> Any:
     """Makes weights of `count` scores, behind which there is room for a vector → what makes their sum 1."""
-    scale = splat(np.float32(1 / math.sqrt(head_dim)))
+    scale = splat(np.float32(LOG2_E / math.sqrt(head_dim)))
     store(scores, s0 + count, splat(np.float32(-np.inf)))
     # Chains side by side, so that none waits for the one before it.
     first = load(scores, s0)
@@ -223,7 +224,7 @@ def _weigh(scores: Floats, s0: int, count: int, head_dim: int) -> Any:
     # Behind the last column is nearly nothing, 1e-38, of which the sum, at least 1, keeps no bit.
     weights = splat(np.float32(0))
     for index in range(0, count, LANES):
-        part = exp((load(scores, s0 + index) - highest) * scale)
+        part = exp2((load(scores, s0 + index) - highest) * scale)
         store(scores, s0 + index, part)
         weights = weights + part
     return np.float32(1) / total(weights)

@@ -40,6 +40,12 @@ def exp(x: Floats, y: Floats) -> None:
         vectors.store(y, index, vectors.exp(vectors.load(x, index)))
 
 
+@compiled
+def exp2(x: Floats, y: Floats) -> None:
+    for index in range(0, len(x), LANES):
+        vectors.store(y, index, vectors.exp2(vectors.load(x, index)))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_arithmetic_is_numpys(seed: int) -> None:
     a, b, c = (numbers(3 * seed + index) for index in range(3))
@@ -86,3 +92,18 @@ def test_exp_beyond_what_a_float_holds_is_that_of_the_end() -> None:
     assert np.isfinite(found).all()
     assert (found[x < 0] < 2e-38).all()
     assert (found[x > 0] > 1e38).all()
+
+
+def test_exp2_is_within_three_units_in_the_last_place() -> None:
+    x = np.linspace(-126, 127, 100 * LANES).astype(np.float32)
+    found = np.empty_like(x)
+    exp2(x, found)
+    exact = np.exp2(x.astype(np.float64))
+    assert (np.abs(found - exact) <= 3 * np.spacing(exact.astype(np.float32))).all()
+
+
+def test_exp2_of_whole_numbers_is_exact_and_below_the_least_that_of_the_least() -> None:
+    x = np.resize(np.array([-np.inf, -1e30, -127, -126, -3, 0, 1, 100], np.float32), LANES)
+    found = np.empty_like(x)
+    exp2(x, found)
+    assert np.array_equal(found, np.exp2(np.maximum(x, -126)))
