@@ -163,6 +163,7 @@ class Reply:
         frame_index = self._opening.played_frame_count
         async for samples in self._stream:
             count = self._message_sizes.popleft()
+            await self._stream.arrived(count - 1)
             sound = np.concatenate([samples, *[await anext(self._stream) for _ in range(count - 1)]])
             timing = self._time(count)
             audio = codec_pb2.DecodedAudio(

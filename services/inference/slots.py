@@ -1,11 +1,12 @@
 """Slots, the rows of a static batch, and the streams that hold them."""
 
 import asyncio
+import sys
 import time
 from abc import ABC, abstractmethod
 from bisect import insort
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
@@ -42,10 +43,15 @@ class _End:
     """Closes a stream's outbox."""
 
 
+NOBODY_WAITS = sys.maxsize
+"""More outputs than there ever are unread."""
+
+
 class Stream(Generic[In, Out]):
     """One reply in a stage: asyncio on one side, the device thread on the other.
 
-    asyncio: `send`, `end`, then iterate. The inbox holds at most `inbox_limit` items: `send` waits for room.
+    asyncio: `send`, `end`, then iterate, or wait until several have `arrived` and `read` them together: the reader is
+    woken once for all of them. The inbox holds at most `inbox_limit` items: `send` waits for room.
     Device thread: `inbox`, `ended`, `emit`, `finish`, `fail`. A stream whose reader lags is not `writable`
     after `outbox_limit` unread items, and its engine leaves it out until it is read again.
     """
@@ -61,11 +67,14 @@ class Stream(Generic[In, Out]):
         self.done = False
         self._inbox_limit = inbox_limit
         self._outbox_limit = outbox_limit
-        self._outbox: asyncio.Queue[Out | BaseException | _End] = asyncio.Queue()
+        # Appended to by the device thread, and read by asyncio, with what comes behind the last.
+        self._outbox: deque[Out] = deque()
+        self._ending: BaseException | _End | None = None
+        # Unread outputs at which the reader is woken. It looks once more after it has said so, and the device thread
+        # looks at it after it has appended: one of them sees the other.
+        self._awaited_count = NOBODY_WAITS
+        self._news = asyncio.Event()
         self._room = asyncio.Event()
-        # Each counter has one writer: no lock is needed to compare them.
-        self._emitted = 0
-        self._taken = 0
         self._engine: SlotEngine[Any] | None = None
 
     # --- asyncio's side
@@ -94,31 +103,46 @@ class Stream(Generic[In, Out]):
         return self
 
     async def __anext__(self) -> Out:
-        item = await self._outbox.get()
-        if isinstance(item, _End):
-            self._outbox.put_nowait(item)  # whoever asks again is told again
-            raise StopAsyncIteration
-        if isinstance(item, BaseException):
-            raise item
-        self._taken += 1
-        if self.unread_count == self._outbox_limit - 1:
+        await self.arrived(1)
+        if outputs := self.read(1):
+            return outputs[0]
+        if isinstance(self._ending, BaseException):
+            raise self._ending
+        raise StopAsyncIteration
+
+    async def arrived(self, count: int) -> None:
+        """Returns when so many outputs can be read at once, or as many as there ever will be."""
+        count = min(count, self._outbox_limit)
+        try:
+            while self.unread_count < count and self._ending is None:
+                self._news.clear()
+                self._awaited_count = count
+                if self.unread_count < count and self._ending is None:
+                    await self._news.wait()
+        finally:
+            self._awaited_count = NOBODY_WAITS
+
+    def read(self, most_count: int) -> list[Out]:
+        """The outputs that have arrived, up to so many."""
+        before = self.unread_count
+        outputs = [self._outbox.popleft() for _ in range(min(before, most_count))]
+        if before >= self._outbox_limit > before - len(outputs):
             self._wake()
-        return item
+        return outputs
 
     @property
     def unread_count(self) -> int:
         """Outputs that were emitted but not read."""
-        return self._emitted - self._taken
+        return len(self._outbox)
 
     def _wake(self) -> None:
         if self._engine is not None:
             self._engine.wake()
 
-    def receive(self, item: "Out | BaseException | _End | None") -> None:
-        """Takes what the device thread handed over; None only says that the inbox has room."""
+    def notify(self) -> None:
+        """There is something to be read, or the inbox has room."""
+        self._news.set()
         self._room.set()
-        if item is not None:
-            self._outbox.put_nowait(item)
 
     # --- the device thread's side
 
@@ -136,27 +160,31 @@ class Stream(Generic[In, Out]):
         """Removes the oldest input."""
         item = self.inbox.popleft()
         if len(self.inbox) == self._inbox_limit - 1:
-            self._hand_over(None)
+            self._tell()
         return item
 
     def emit(self, item: Out) -> None:
         """Sends an output."""
-        self._emitted += 1
-        self._hand_over(item)
+        self._outbox.append(item)
+        if self.unread_count >= self._awaited_count:
+            self._tell()
 
     def finish(self) -> None:
         """Ends the stream; nothing is emitted after it."""
-        self.done = True
-        self._hand_over(_End())
+        self._end(_End())
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream with an error, which its reader raises."""
-        self.done = True
-        self._hand_over(error)
+        self._end(error)
 
-    def _hand_over(self, item: "Out | BaseException | _End | None") -> None:
+    def _end(self, ending: "BaseException | _End") -> None:
+        self.done = True
+        self._ending = ending
+        self._tell()
+
+    def _tell(self) -> None:
         assert self._engine is not None
-        self._engine.hand_over(self, item)
+        self._engine.tell(self)
 
 
 class SlotEngine(ABC, Generic[S]):
@@ -184,7 +212,8 @@ class SlotEngine(ABC, Generic[S]):
         self._waiting: list[tuple[float, int, asyncio.Future[int]]] = []
         self._turns = count()
         self._event_loop: asyncio.AbstractEventLoop | None = None
-        self._handed_over: list[tuple[Stream[Any, Any], Any]] = []
+        # Streams whose readers or senders have something to look at, in the order in which they had.
+        self._told: dict[Stream[Any, Any], None] = {}
         self._device = device
         self._loop = Loop(self._round, name, device)
 
@@ -277,16 +306,16 @@ class SlotEngine(ABC, Generic[S]):
     def advance(self) -> bool:
         """Does one round over `streams`; True if another may follow at once."""
 
-    def hand_over(self, stream: Stream[Any, Any], item: Any) -> None:
-        """Keeps an output for the end of the round: one wake-up of the event loop carries all of them."""
-        self._handed_over.append((stream, item))
+    def tell(self, stream: Stream[Any, Any]) -> None:
+        """Has a stream notified at the end of the round: one wake-up of the event loop is for all of them."""
+        self._told[stream] = None
 
     def deliver(self) -> None:
-        """Lets what was handed over go, before the end of a round where somebody waits for it."""
-        if self._handed_over:
-            batch, self._handed_over = self._handed_over, []
+        """Notifies those that are to be, before the end of a round where somebody waits for it."""
+        if self._told:
+            told, self._told = self._told, {}
             assert self._event_loop is not None
-            self._event_loop.call_soon_threadsafe(_deliver, batch)
+            self._event_loop.call_soon_threadsafe(_notify, told)
 
     def count_step(self, stream_count: int) -> None:
         """A step was done for so many streams."""
@@ -323,6 +352,6 @@ class SlotEngine(ABC, Generic[S]):
         return more
 
 
-def _deliver(batch: list[tuple[Stream[Any, Any], Any]]) -> None:
-    for stream, item in batch:
-        stream.receive(item)
+def _notify(told: Iterable[Stream[Any, Any]]) -> None:
+    for stream in told:
+        stream.notify()

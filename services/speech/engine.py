@@ -159,7 +159,11 @@ class SpeechEngine(SlotEngine[SpeechStream]):
         self.step.warm()
 
     def join(self, stream: SpeechStream) -> None:
-        """Starts the prefill of the voice prompt."""
+        """Fills the slot's rows of what stays the same, and starts the prefill of the voice prompt."""
+        step, slot, sampling = self.step, stream.slot, stream.sampling
+        step.temperature.host[slot] = sampling.temperature
+        step.top_k.host[slot] = sampling.top_k
+        step.seed.host[slot] = np.uint64(sampling.seed).astype(np.int64)
         self._prefilling.add(stream, self._prefill(stream))
 
     def leave(self, stream: SpeechStream) -> None:
@@ -291,7 +295,4 @@ class SpeechEngine(SlotEngine[SpeechStream]):
                 step.columns.host[slot, place] = stream.column
                 stream.column += 1
         step.frame.host[slot] = stream.interleave.frame_index
-        step.temperature.host[slot] = stream.sampling.temperature
-        step.top_k.host[slot] = stream.sampling.top_k
-        step.seed.host[slot] = np.uint64(stream.sampling.seed).astype(np.int64)
         return stream.column - 1

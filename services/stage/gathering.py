@@ -57,16 +57,19 @@ class Gathering(Generic[Out]):
         return []
 
     async def _gather(self, outputs: list[Out]) -> None:
-        most_count = self._most_count
-        while len(outputs) < most_count and self._stream.unread_count:
-            outputs.append(await anext(self._stream))
+        stream, most_count = self._stream, self._most_count
+        outputs += stream.read(most_count - len(outputs))
         spare_seconds = self._in_hand_seconds - IN_HAND_SECONDS
         if spare_seconds < TICK_SECONDS:
             return
-        with suppress(TimeoutError, StopAsyncIteration):
+        with suppress(TimeoutError):
             async with asyncio.timeout(spare_seconds):
                 while len(outputs) < most_count:
-                    outputs.append(await anext(self._stream))
+                    await stream.arrived(most_count - len(outputs))
+                    if not (arrived := stream.read(most_count - len(outputs))):
+                        return
+                    outputs += arrived
+        outputs += stream.read(most_count - len(outputs))
 
     @property
     def _most_count(self) -> int:

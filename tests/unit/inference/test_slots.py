@@ -510,6 +510,94 @@ async def test_more_than_there_is_room_for_is_sent_as_it_is_read() -> None:
         assert [item async for item in stream] == list(range(10))
 
 
+class CountingStream(EchoStream):
+    """Counts how often asyncio's side was woken."""
+
+    notified_count = 0
+
+    def notify(self) -> None:
+        self.notified_count += 1
+        super().notify()
+
+
+async def test_a_reader_that_waits_for_several_outputs_is_woken_once() -> None:
+    engine = EchoEngine()
+    async with running(engine), engine.open(stream := CountingStream()):
+        waiting = asyncio.create_task(stream.arrived(5))
+        for item in range(5):
+            assert (stream.notified_count, waiting.done()) == (0, False)
+            await stream.send(item)
+            await engine.call(lambda: None)  # a round has followed the one before this
+        await waiting
+        assert (stream.notified_count, stream.read(9)) == (1, [0, 1, 2, 3, 4])
+
+
+async def test_nobody_is_woken_for_outputs_that_nobody_waits_for() -> None:
+    engine = EchoEngine()
+    async with running(engine), engine.open(stream := CountingStream()):
+        await stream.send(1, 2)
+        while stream.unread_count < 2:
+            await engine.call(lambda: None)
+        assert stream.notified_count == 0
+        assert [await anext(stream), await anext(stream)] == [1, 2]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+async def test_a_reader_that_waits_for_more_than_there_will_be_gets_what_there_is(failed: bool) -> None:
+    engine = EchoEngine()
+    async with running(engine), engine.open(EchoStream()) as stream:
+        await stream.send(1, 2)
+        while stream.unread_count < 2:
+            await engine.call(lambda: None)
+        waiting = asyncio.create_task(stream.arrived(3))
+        if failed:
+            engine.fail_next = RuntimeError("the device broke")
+        stream.end()
+        await waiting
+        assert stream.read(3) == [1, 2]
+        with pytest.raises(RuntimeError if failed else StopAsyncIteration):
+            await anext(stream)
+
+
+async def test_a_reader_that_has_waited_long_enough_loses_nothing() -> None:
+    engine = EchoEngine()
+    async with running(engine), engine.open(EchoStream()) as stream:
+        await stream.send(1)
+        while not stream.unread_count:
+            await engine.call(lambda: None)
+        waiting = asyncio.create_task(stream.arrived(3))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        assert stream.read(3) == [1]
+        await stream.send(2)
+        stream.end()
+        assert [item async for item in stream] == [2]
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(0, 60),
+    limit=st.integers(1, 8),
+    portions=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 12)), min_size=1, max_size=20),
+)
+def test_outputs_come_in_order_in_whatever_portions_they_are_read(
+    count: int, limit: int, portions: list[tuple[int, int]]
+) -> None:
+    async def read() -> list[int]:
+        engine, found = EchoEngine(), list[int]()
+        async with running(engine), engine.open(EchoStream(outbox_limit=limit)) as stream:
+            sending = asyncio.create_task(stream.send(*range(count)))
+            sending.add_done_callback(lambda _: stream.end())
+            for awaited, most in portions:
+                await stream.arrived(awaited)
+                assert stream.done or stream.unread_count >= min(awaited, limit)
+                found += stream.read(most)
+            found += [item async for item in stream]
+        return found
+
+    assert asyncio.run(read()) == list(range(count))
+
+
 class SumEngine(EchoEngine):
     """Reads all that it is sent and says nothing before the end."""
 
