@@ -85,15 +85,17 @@ class Loop:
                     return
                 posted = self._take()
                 awake, self._awake = self._awake, False
-            for call, future in posted:
-                _settle(call, future)
             # A posted call may have made work, so a round follows it either way.
-            if (awake or posted) and self._work():
+            awake = awake or bool(posted)
+            while posted:
+                # No name keeps a call, and what it is about, while the thread sleeps.
+                _settle(*posted.popleft())
+            if awake and self._work():
                 self.wake()
 
-    def _take(self) -> "list[tuple[Callable[[], Any], Future[Any]]]":
+    def _take(self) -> "deque[tuple[Callable[[], Any], Future[Any]]]":
         """The calls up to the second that may take long."""
-        taken: list[tuple[Callable[[], Any], Future[Any]]] = []
+        taken: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         may_be_long = True
         while self._calls and (self._calls[0][2] or may_be_long):
             call, future, is_brief = self._calls.popleft()

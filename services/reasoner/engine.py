@@ -60,7 +60,7 @@ class ReasonerStream(Stream[Input, ReasonerStep]):
         # While the prompt is read: what is known of it; then what it was.
         self.reading: LivePrompt | None = None
         self.prompt: Prompt | None = None
-        # Kept for as long as the stream is: to let go of a minute's features takes a millisecond, in which the listener
+        # Kept until the stream leaves: to let go of a minute's features takes a millisecond, in which the listener
         # would wait for the first step.
         self.was_read: LivePrompt | None = None
         self.is_in_queue = False
@@ -132,6 +132,7 @@ class ReasonerEngine(SlotEngine[ReasonerStream]):
     def leave(self, stream: ReasonerStream) -> None:
         """Drops a prefill that is under way; what it has done already can be found by others."""
         self._prefilling.drop(stream)
+        stream.was_read = None
 
     @torch.inference_mode()
     def advance(self) -> bool:
