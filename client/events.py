@@ -149,13 +149,21 @@ class SpeechStopped:
 Event: TypeAlias = ReplyStarted | Text | Audio | ReplyEnded | SpeechStarted | SpeechStopped
 
 
-def read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int) -> Event | None:
-    """The event of a server message; None for a kind that this client does not know yet."""
+def read_events(
+    message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int
+) -> tuple[Event, ...]:
+    """The events of a server message; none of a kind that this client does not know yet."""
+    if message.WhichOneof("payload") == "text":
+        text = message.text
+        return tuple(Text(text.turn_index, piece.text, piece.audio_sample) for piece in text.pieces or (text,))
+    event = _read_event(message, encoding, sample_rate_hz)
+    return () if event is None else (event,)
+
+
+def _read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int) -> Event | None:
     match message.WhichOneof("payload"):
         case "reply_started":
             return ReplyStarted(message.reply_started.turn_index, message.reply_started.traceparent)
-        case "text":
-            return Text(message.text.turn_index, message.text.text, message.text.audio_sample)
         case "audio":
             audio = message.audio
             return Audio(

@@ -1,6 +1,7 @@
 """One conversation with the mesh."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -11,7 +12,7 @@ import numpy as np
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
 from client.errors import MeshError, from_rpc_error
-from client.events import Event, ReplyEnded, read_event
+from client.events import Event, ReplyEnded, read_events
 from client.front import Front, Line
 from client.session_settings import ReplySettings, SessionSettings
 from client.unkept import HEARD_SECONDS, Unkept
@@ -76,6 +77,8 @@ class Session:
         sound_format = settings.input_format
         heard_bytes = HEARD_SECONDS * sound_format.sample_rate_hz * sound_format.encoding.sample_bytes
         self._unkept = Unkept(settings.output_format.encoding.sample_bytes, heard_bytes if hears else None)
+        # Events that came with one that was read already.
+        self._arrived: deque[Event] = deque()
         # Attempts since anything came.
         self._try_count = 0
         self._resumed_at = self._give_up_at = 0.0
@@ -186,11 +189,11 @@ class Session:
         return event
 
     async def _next_event(self) -> Event | None:
-        while (response := await self._receive()) is not None:
-            event = read_event(response, self.settings.output_format.encoding, self.sample_rate_hz)
-            if event is not None:
-                return event
-        return None
+        while not self._arrived:
+            if (response := await self._receive()) is None:
+                return None
+            self._arrived += read_events(response, self.settings.output_format.encoding, self.sample_rate_hz)
+        return self._arrived.popleft()
 
     async def _send(self, request: orchestrator_pb2.ConverseRequest) -> None:
         async with self._send_lock:

@@ -87,7 +87,7 @@ class Unkept:
                 position.turn_index, position.is_started = response.reply_started.turn_index, True
                 self._forget(response.reply_started.kept_message_count)
             case "text":
-                position.text_count += 1
+                position.text_count += len(response.text.pieces) or 1
             case "audio":
                 position.frame_count += response.audio.frame_count
                 position.sample_count += len(response.audio.data) // self._sample_bytes

@@ -1,13 +1,14 @@
 """What the listener has heard of a reply."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.orchestrator.clock import Clock
 
 
 @dataclass(frozen=True)
 class Had:
-    """What a client has of a reply from a call that it lost: messages of text, frames of sound, samples of it."""
+    """What a client has of a reply from a call that it lost: pieces of text, frames of sound, samples of it."""
 
     is_started: bool = False
     text_count: int = 0
@@ -16,6 +17,13 @@ class Had:
 
 
 NOTHING = Had()
+
+
+class TextPiece(NamedTuple):
+    """A step's text, and where in the reply's sound it begins to be spoken, in samples of the output format."""
+
+    text: str
+    audio_sample: int
 
 
 class Playback:

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
+from services.orchestrator.heard import TextPiece
 from services.orchestrator.reply_ending import ReplyEnding, Timings
 from services.runtime.errors import MeshError, Unavailable
 from services.runtime.tracing import current_traceparent
@@ -76,10 +77,14 @@ class Outbox:
         )
         await self._append(orchestrator_pb2.ConverseResponse(reply_started=started))
 
-    async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
-        """A piece of its text."""
-        piece = orchestrator_pb2.ReplyText(turn_index=turn_index, text=text, audio_sample=audio_sample)
-        await self._append(orchestrator_pb2.ConverseResponse(text=piece))
+    async def text(self, turn_index: int, pieces: Sequence[TextPiece]) -> None:
+        """Pieces of its text, one or more."""
+        message = orchestrator_pb2.ReplyText(
+            turn_index=turn_index, text="".join(it.text for it in pieces), audio_sample=pieces[0].audio_sample
+        )
+        if len(pieces) > 1:
+            message.pieces.extend(orchestrator_pb2.ReplyTextPiece(**it._asdict()) for it in pieces)
+        await self._append(orchestrator_pb2.ConverseResponse(text=message))
 
     async def audio(
         self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: Timings | None

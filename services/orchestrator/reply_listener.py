@@ -1,10 +1,10 @@
 """What a reply tells the client: nothing before the turn is kept, and only what the client does not have."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
-from services.orchestrator.heard import NOTHING, Had
+from services.orchestrator.heard import NOTHING, Had, TextPiece
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.reply_ending import Timings
 
@@ -29,11 +29,12 @@ class ReplyListener:
         if not self._had.is_started:
             await self._outbox.reply_started(turn_index, kept_message_count)
 
-    async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
+    async def text(self, turn_index: int, pieces: Sequence[TextPiece]) -> None:
         """As in Listener."""
-        self._text_count += 1
-        if self._text_count > self._had.text_count:
-            await self._outbox.text(turn_index, text, audio_sample)
+        had_pieces = max(0, self._had.text_count - self._text_count)
+        self._text_count += len(pieces)
+        if rest := pieces[had_pieces:]:
+            await self._outbox.text(turn_index, rest)
 
     async def audio(
         self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: Timings | None

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 from chroma_mesh.types.v1 import types_pb2
 
 from services.orchestrator.clock import Clock
-from services.orchestrator.heard import NOTHING, Had, Playback, SpokenReply
+from services.orchestrator.heard import NOTHING, Had, Playback, SpokenReply, TextPiece
 from services.orchestrator.making_speed import MakingSpeed
 from services.orchestrator.metrics import OrchestratorMetrics, StopCause
 from services.orchestrator.pacing import Pace, Packets
@@ -43,8 +43,8 @@ class Listener(Protocol):
     async def reply_started(self, turn_index: int) -> None:
         """A reply begins."""
 
-    async def text(self, turn_index: int, text: str, audio_sample: int) -> None:
-        """A piece of its text, and where in its sound that begins to be spoken, in samples of the output format."""
+    async def text(self, turn_index: int, pieces: Sequence[TextPiece]) -> None:
+        """Pieces of its text, one or more."""
 
     async def audio(
         self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: Timings | None
@@ -356,15 +356,17 @@ class Reply:
                         self._recovery.went_on("speech")
                         timing = call.answer.timing
                         self._marks.gave("speech", timing.queue_seconds, timing.prefill_seconds, timing.frame_seconds)
+                        await self._tell_text(call, payload.step_counts)
                         for frame, step_count in zip(payload.frames, payload.step_counts, strict=True):
-                            await self._tell_text(call, step_count, len(frames.items))
+                            self._speak_steps(step_count)
                             self.spoken.speak_frame()
                             frames.keep(frame)
                         await frames.room()
                         await self._pace.until_due(len(frames.items))
                     case "finished":
                         call.expect("frame count", len(frames.items), payload.frame_count)
-                        await self._tell_text(call, payload.step_count, payload.frame_count)
+                        await self._tell_text(call, [payload.step_count])
+                        self._speak_steps(payload.step_count)
                         self.relayed.speech_reason = payload.reason
                         frames.end()
                         # Whatever the reasoner still has to say will not be spoken.
@@ -372,20 +374,27 @@ class Reply:
                         assert self._reasoning is not None
                         self._reasoning.cancel()
 
-    async def _tell_text(self, call: StageCall, spoken_step_count: int, frame_index: int) -> None:
-        """Sends the text of the steps that begin to be spoken with this frame.
+    async def _tell_text(self, call: StageCall, step_counts: Sequence[int]) -> None:
+        """Sends the text of the steps that begin to be spoken with the next frames, of which each has its step count.
 
         Not as soon as it is written: how far the reasoner is ahead when speech ends is a matter of time, and neither
         the client's text nor the next turn's history may be.
         """
-        relayed, spoken = self.relayed, self.spoken
-        call.expect("more steps than it was sent", False, spoken_step_count > len(relayed.steps.items))
-        relayed.steps.use(spoken_step_count)
+        steps, told_count = self.relayed.steps, self.spoken.step_count
+        pieces: list[TextPiece] = []
+        for frame_index, step_count in enumerate(step_counts, len(self.relayed.frames.items)):
+            call.expect("more steps than it was sent", False, step_count > len(steps.items))
+            audio_sample = frame_index * self._form.samples_per_frame
+            pieces += (TextPiece(step.text, audio_sample) for step in steps.items[told_count:step_count] if step.text)
+            told_count = max(told_count, step_count)
+        steps.use(told_count)
         await self._is_told.wait()
-        for step in relayed.steps.items[spoken.step_count : spoken_step_count]:
-            if step.text:
-                await self.listener.text(self.turn_index, step.text, frame_index * self._form.samples_per_frame)
-            spoken.speak_step(step.text)
+        if pieces:
+            await self.listener.text(self.turn_index, pieces)
+
+    def _speak_steps(self, step_count: int) -> None:
+        for step in self.relayed.steps.items[self.spoken.step_count : step_count]:
+            self.spoken.speak_step(step.text)
 
     async def _play(self) -> None:
         facts = self._stages.codec_facts

@@ -216,6 +216,7 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
     queue_seconds = 0.5
     # As the real one does for a while.
     waits_for_end = False
+    frames_per_message = 1
 
     async def GenerateFrames(self, request_iterator: Any, context: Any) -> None:
         async with self.stream(context) as heard, asyncio.TaskGroup() as tasks:
@@ -232,6 +233,14 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
             base = digest(heard.open.voice_prompt.SerializeToString(), heard.open.sampling.seed)
             limit = heard.open.max_frame_count
             reason, index, resumed = STOP, 0, heard.open.resume.frames
+            spoken, timing = speech_pb2.SpokenFrames(), self.timing
+
+            async def speak() -> None:
+                nonlocal spoken, timing
+                if spoken.frames:
+                    await context.write(speech_pb2.GenerateFramesResponse(frames=spoken, timing=timing))
+                    spoken, timing = speech_pb2.SpokenFrames(), None
+
             while not self.is_silent:
                 step_index = index // 2
                 await self.signal.until(lambda wanted=step_index: len(heard.items) > wanted or heard.is_ended)
@@ -246,10 +255,13 @@ class FakeSpeech(FakeStage, speech_pb2_grpc.SpeechServiceServicer):
                     assert frame == resumed[index]
                 else:
                     await self.hook(index)
-                    spoken = speech_pb2.SpokenFrames(index=index, frames=[frame], step_counts=[step_index + 1])
-                    timing = self.timing if index == len(resumed) else None
-                    await context.write(speech_pb2.GenerateFramesResponse(frames=spoken, timing=timing))
+                    spoken.index = spoken.index if spoken.frames else index
+                    spoken.frames.append(frame)
+                    spoken.step_counts.append(step_index + 1)
+                    if len(spoken.frames) >= self.frames_per_message:
+                        await speak()
                 index += 1
+            await speak()
             if self.is_silent:
                 await self.signal.until(lambda: heard.is_ended)
             if self.sends_finished:

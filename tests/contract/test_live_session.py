@@ -661,8 +661,12 @@ async def test_the_least_ahead_is_allowed(mesh: Mesh) -> None:
         await session.end()
 
 
+@pytest.mark.parametrize("frames_per_message", [1, 3, 100])
 @pytest.mark.parametrize(("rate", "encoding"), [(24_000, S16), (8_000, S16), (48_000, F32)])
-async def test_each_piece_of_text_tells_where_it_begins_to_be_spoken(mesh: Mesh, rate: int, encoding: Any) -> None:
+async def test_each_piece_of_text_tells_where_it_begins_to_be_spoken(
+    mesh: Mesh, rate: int, encoding: Any, frames_per_message: int
+) -> None:
+    mesh.speech.frames_per_message = frames_per_message
     output = types_pb2.AudioFormat(encoding=encoding, sample_rate_hz=rate)
     async with mesh.converse(output_format=output) as session:
         frame = session.opened.samples_per_frame
@@ -671,8 +675,15 @@ async def test_each_piece_of_text_tells_where_it_begins_to_be_spoken(mesh: Mesh,
         await session.end_turn()
         messages = await read_until(session, "reply_ended")
         await session.end()
-    places = [m.text.audio_sample for m in messages if m.WhichOneof("payload") == "text"]
-    assert places == [2 * step * frame for step in range(4)]
+    texts = [m.text for m in messages if m.WhichOneof("payload") == "text"]
+    pieces = [piece for text in texts for piece in text.pieces or [text]]
+    assert [piece.audio_sample for piece in pieces] == [2 * step * frame for step in range(4)]
+    assert "".join(piece.text for piece in pieces) == messages[-1].reply_ended.text
+    for text in texts:
+        assert text.text == "".join(it.text for it in text.pieces or [text])
+        assert text.audio_sample == pieces[0].audio_sample
+        del pieces[: max(1, len(text.pieces))]
+    assert len(texts) == {1: 4, 3: 3, 100: 1}[frames_per_message]
     sent = b"".join(m.audio.data for m in messages if m.WhichOneof("payload") == "audio")
     assert len(sent) == messages[-1].reply_ended.frame_count * frame * (2 if encoding == S16 else 4)
 

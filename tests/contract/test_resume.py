@@ -135,8 +135,9 @@ class Caller:
                 self.got[payload.turn_index] = Got()
             case "text":
                 got = self.got[payload.turn_index]
+                assert "".join(piece.text for piece in payload.pieces) in ("", payload.text)
                 got.text += payload.text
-                got.text_count += 1
+                got.text_count += max(1, len(payload.pieces))
             case "audio":
                 got = self.got[payload.turn_index]
                 assert payload.frame_index == got.frame_count
@@ -182,24 +183,29 @@ SCRIPT = [
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1)), min_size=1, max_size=4), st.sampled_from(FORMATS))
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1), st.integers(1, 7)), min_size=1, max_size=4),
+    st.sampled_from(FORMATS),
+)
 async def test_wherever_a_call_is_lost_the_session_goes_on_byte_for_byte(
-    tmp_path: Path, cuts: list[tuple[int, int]], output_format: types_pb2.AudioFormat | None
+    tmp_path: Path, cuts: list[tuple[int, int, int]], output_format: types_pb2.AudioFormat | None
 ) -> None:
+    """However many frames, and so pieces of text, came together before and after the loss."""
     sample_bytes = 1 if output_format is not None and output_format.encoding == MULAW else 2
     history = [types_pb2.Message(role=types_pb2.ROLE_USER, parts=[types_pb2.ContentPart(text="before")])]
     opening = {"output_format": output_format, "history": history, "sampling": types_pb2.Sampling(seed=3)}
-    async with two_fronts(tmp_path / "journal") as (_, stubs):
+    async with two_fronts(tmp_path / "journal") as (mesh, stubs):
         undisturbed = Caller(SCRIPT, sample_bytes)
         await undisturbed.open(stubs[0], **opening)
         await undisturbed.read()
 
         caller = Caller(SCRIPT, sample_bytes)
         await caller.open(stubs[0], **opening)
-        for count, front in cuts:
+        for count, front, frames_per_message in cuts:
             if not await caller.read(count):
                 break
             await caller.lose()
+            mesh.speech.frames_per_message = frames_per_message
             await caller.resume(stubs[front])
         await caller.read()
         assert await caller.call.code() is grpc.StatusCode.OK

@@ -64,6 +64,7 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     # The last samples of a reply at another rate, which are no frame of their own.
     tail: Samples | None = None
     texts: Sequence[str] = ("Hel", "lo.")
+    joins_texts: bool = False
     refuse: dict[str, status_pb2.Status] = field(default_factory=dict)
     hold: bool = False
     stop: Callable[[], Awaitable[Any]] | None = None
@@ -127,8 +128,11 @@ class FakeOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """The reply up to its first frame."""
         response = orchestrator_pb2.ConverseResponse
         await context.write(response(reply_started=orchestrator_pb2.ReplyStarted(turn_index=turn_index)))
-        for text in self.texts:
-            await context.write(response(text=orchestrator_pb2.ReplyText(turn_index=turn_index, text=text)))
+        pieces = [orchestrator_pb2.ReplyTextPiece(text=text) for text in self.texts]
+        for run in [pieces] if self.joins_texts else [[piece] for piece in pieces]:
+            joined = "".join(piece.text for piece in run)
+            text = orchestrator_pb2.ReplyText(turn_index=turn_index, text=joined, pieces=run if len(run) > 1 else ())
+            await context.write(response(text=text))
         if not self.silent:
             await self.write_audio(context, turn_index, [0], encoding)
 

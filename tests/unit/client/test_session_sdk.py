@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import client
 from client.errors import MeshError
-from client.events import Audio, FinishReason, ReplyEnded, ReplyStarted, Text, read_event
+from client.events import Audio, FinishReason, ReplyEnded, ReplyStarted, Text, read_events
 from client.pcm import VOICE_RATE_HZ, Encoding, Samples
 
 F32 = client.SoundFormat(Encoding.F32, VOICE_RATE_HZ)
@@ -185,7 +185,9 @@ async def test_what_can_be_said_during_a_session(orchestrator):
     assert this_reply.HasField("turn_index")
 
 
-async def test_events_end_when_the_session_has_ended(orchestrator):
+@pytest.mark.parametrize("joins_texts", [False, True])
+async def test_events_end_when_the_session_has_ended(orchestrator, joins_texts: bool):
+    orchestrator.joins_texts = joins_texts
     async with client.connect(orchestrator.address) as mesh, mesh.session() as session:
         await session.send_text("hello")
         await session.end_turn()
@@ -197,20 +199,25 @@ async def test_events_end_when_the_session_has_ended(orchestrator):
 
 
 async def test_speech_and_where_text_is_spoken_are_events():
-    response = orchestrator_pb2.ConverseResponse
+    response, text = orchestrator_pb2.ConverseResponse, orchestrator_pb2.ReplyText
+    pieces = [orchestrator_pb2.ReplyTextPiece(text="Hi", audio_sample=2), orchestrator_pb2.ReplyTextPiece(text=" all")]
     for message, expected in (
         (
             response(speech_started=orchestrator_pb2.SpeechStarted(turn_index=1, audio_sample=2)),
-            client.SpeechStarted(1, 2),
+            (client.SpeechStarted(1, 2),),
         ),
         (
             response(speech_stopped=orchestrator_pb2.SpeechStopped(turn_index=1, audio_sample=2)),
-            client.SpeechStopped(1, 2),
+            (client.SpeechStopped(1, 2),),
         ),
-        (response(text=orchestrator_pb2.ReplyText(turn_index=1, text="Hi", audio_sample=2)), Text(1, "Hi", 2)),
-        (response(), None),
+        (response(text=text(turn_index=1, text="Hi", audio_sample=2)), (Text(1, "Hi", 2),)),
+        (
+            response(text=text(turn_index=1, text="Hi all", audio_sample=2, pieces=pieces)),
+            (Text(1, "Hi", 2), Text(1, " all", 0)),
+        ),
+        (response(), ()),
     ):
-        assert read_event(message, Encoding.S16, 24_000) == expected
+        assert read_events(message, Encoding.S16, 24_000) == expected
 
 
 async def test_the_first_sound_says_where_the_time_went():
@@ -219,7 +226,7 @@ async def test_the_first_sound_says_where_the_time_went():
     )
     for told, expected in ((timings, client.Timings(0, 0, 0, 0, 3, 0, (client.TurnPart("prefill", 2),))), (None, None)):
         message = orchestrator_pb2.ConverseResponse(audio=orchestrator_pb2.ReplyAudio(timings=told))
-        event = read_event(message, Encoding.S16, 24_000)
+        (event,) = read_events(message, Encoding.S16, 24_000)
         assert isinstance(event, Audio)
         assert event.timings == expected
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2 as pb
 
+from services.orchestrator.heard import TextPiece
 from services.orchestrator.outbox import OUTBOX_LIMIT, Outbox
 
 
@@ -32,7 +33,7 @@ async def test_of_a_stopped_reply_nothing_that_waits_is_written() -> None:
         tasks.create_task(outbox.run())
         await outbox.reply_started(3)
         for index in range(3):
-            await outbox.text(3, "word ", index)
+            await outbox.text(3, [TextPiece("word ", index)])
             await outbox.audio(3, index, 2, b"sound", None)
         outbox.speech_started(4, 100)
         await settle()
@@ -53,7 +54,7 @@ async def test_a_reply_waits_for_its_client_and_goes_on_when_it_was_emptied() ->
         await outbox.audio(0, index, 1, b"", None)
     await settle()  # one of them is being written
     await outbox.audio(0, OUTBOX_LIMIT, 1, b"", None)
-    waiting = asyncio.create_task(outbox.text(1, "next", 0))
+    waiting = asyncio.create_task(outbox.text(1, [TextPiece("next", 0)]))
     await settle()
     assert not waiting.done()
     outbox.speech_stopped(1, 5)  # these wait for nothing
