@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -30,16 +29,7 @@ from services.orchestrator.outbox import Outbox, ended_message
 from services.orchestrator.reply_ending import CANCELLED, FAILED, LENGTH, STOP, ReplyEnding
 from services.orchestrator.reply_listener import ReplyListener
 from services.orchestrator.reply_setup import ReplyChanges, ReplySetup
-from services.orchestrator.session_journal import (
-    SESSION,
-    KeptSession,
-    KeptTurn,
-    SessionJournal,
-    reply_field,
-    reply_setup,
-    setup_record,
-    turn_field,
-)
+from services.orchestrator.session_journal import KeptSession, KeptTurn, SessionJournal, reply_setup
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.sound_formats import HEARD_RATE_HZ
 from services.orchestrator.spoken_form import SpokenForm
@@ -47,7 +37,7 @@ from services.orchestrator.stage_requests import FRAMES_PER_STEP, Opening
 from services.orchestrator.stages import Stages
 from services.orchestrator.turn import Reply
 from services.orchestrator.turn_detection import ServerVadDetector
-from services.orchestrator.turn_record import TurnRecordParts
+from services.orchestrator.turns_journal import Boundary, TurnsJournal
 from services.orchestrator.user_turn import MAXIMUM_SECONDS, SAMPLE_BYTES, UserTurn, relayed_format
 from services.orchestrator.voices import Voices
 from services.runtime.errors import InvalidArgument, ResourceExhausted
@@ -60,15 +50,6 @@ REASON_LABELS: dict[types_pb2.FinishReason, ReplyReason] = {STOP: "stop", LENGTH
 PIECE_BYTES = 2 * HEARD_RATE_HZ * 2
 # A turn that has less room left hears nothing more.
 LEAST_ROOM_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """Where a turn ends: client messages, and samples of input, to there, and the session's settings then."""
-
-    message_count: int
-    input_sample_count: int
-    setup: ReplySetup
 
 
 class Session:
@@ -139,24 +120,15 @@ class Session:
         self._said_seconds = 0.0
         self._is_ended = False
         self._news = asyncio.Event()
-        self._record = record
-        self._journal = journal
+        self._session_id = record.session_id
+        self._turns = TurnsJournal(journal, record, self._history)
         self._input_sample_bytes = SAMPLE_BYTES.get(opening.input_format.encoding, 1)
         self._message_count = record.message_count
         self._input_origin = self._input_sample_count = record.input_sample_count
-        self._boundaries: dict[int, Boundary] = {}
-        # The reply whose record can still change.
-        self._last_record: journal_pb2.ReplyRecord | None = None
-        # The first turn that the journal has, and how many were forgotten when that reply began.
-        self._first_kept_turn = self._forgotten_turn_count = 0
-        self._opening_exchange_count = self._history.exchange_count
-        # How what was said is kept: of turns that were not answered yet; and in how many parts those are that were.
-        self._turn_records: dict[int, TurnRecordParts] = {}
-        self._part_counts: dict[int, int] = {}
         # Turns that are answered again, by index.
         self._kept: dict[int, KeptTurn] = {}
         if kept is not None:
-            self._take_up(kept)
+            self._take_up(kept, record)
 
     def count_message(self) -> None:
         """The client has sent a message: what it says comes next."""
@@ -259,7 +231,7 @@ class Session:
         with turn_span("turn") as span, with_ids(turn_index=reply.turn_index, traceparent=current_traceparent()):
             if span is not None:
                 span.attributes["chroma.turn_index"] = reply.turn_index
-                span.attributes["chroma.session_id"] = self._record.session_id
+                span.attributes["chroma.session_id"] = self._session_id
             await self._give(reply)
 
     async def _give(self, reply: Reply) -> None:
@@ -285,23 +257,20 @@ class Session:
             _log_ending(ending)
             _trace_ending(ending)
             ended = ended_message(ending)
-            await self._keep_ended(reply.turn_index, ended)
+            await self._turns.end_reply(reply.turn_index, ended, None if kept is None else kept.reply)
             await self._outbox.reply_ended(ended)
 
-    def _take_up(self, kept: KeptSession) -> None:
+    def _take_up(self, kept: KeptSession, record: journal_pb2.SessionRecord) -> None:
         first = kept.position.turn_index
         for turn in kept.turns[:first]:
             self._history.add(self._turn_of(turn), "" if turn.reply is None else turn.reply.heard_text)
-            self._last_record = turn.reply
         for index, turn in enumerate(kept.turns[first:], first):
             self._kept[index] = turn
             self._replies.append(self._new_reply(index, self._turn_of(turn), kept.had if index == first else NOTHING))
         self._turn_count = len(kept.turns)
-        self._part_counts = {
-            index: turn.reply.turn_part_count for index, turn in enumerate(kept.turns) if turn.reply is not None
-        }
+        self._turns.take_up(kept)
         began = kept.turns[first].reply if self._replies else None
-        self._recall(self._record.memory if began is None else began.memory)
+        self._recall(record.memory if began is None else began.memory)
 
     def _turn_of(self, kept: KeptTurn) -> UserTurn:
         parts = () if kept.said is None else kept.said.pieces
@@ -312,54 +281,11 @@ class Session:
 
     async def _keep_begun(self, turn_index: int) -> int:
         """Sees that the turn outlives this call; returns how many messages the client need not send again."""
-        if turn_index in self._kept:
-            return self._journal.kept_message_count
-        reply, boundary = self._replies[0], self._boundaries.pop(turn_index)
-        assert reply.turn_index == turn_index, "replies are given in order"
-        memory, said = self._memory(), self._turn_records.pop(turn_index)
-        self._part_counts[turn_index] = said.full_count + 1
-        self._last_record = journal_pb2.ReplyRecord(
-            setup=setup_record(reply.opening.setup), memory=memory, turn_part_count=said.full_count + 1
-        )
-        self._record.turn_count = turn_index + 1
-        self._record.message_count = boundary.message_count
-        self._record.input_sample_count = boundary.input_sample_count
-        self._record.setup.CopyFrom(setup_record(boundary.setup))
-        self._record.memory.CopyFrom(memory)
-        # One turn later than it could be: until then the reply before this one may have to be made again.
-        forgotten = range(self._first_kept_turn, max(self._first_kept_turn, self._forgotten_turn_count))
-        self._first_kept_turn = forgotten.stop
-        self._forgotten_turn_count = memory.forgotten_count - self._opening_exchange_count
-        await self._journal.save(
-            {
-                turn_field(turn_index, said.full_count): bytes(said.rest),
-                reply_field(turn_index): self._last_record.SerializeToString(),
-                SESSION: self._record.SerializeToString(),
-            },
-            dropped=[field for index in forgotten for field in self._fields(index)],
-            message_count=boundary.message_count,
-        )
-        return self._journal.kept_message_count
-
-    def _fields(self, turn_index: int) -> list[str]:
-        """Where a turn that is forgotten was kept."""
-        parts = range(self._part_counts.pop(turn_index, 0))
-        return [reply_field(turn_index), *(turn_field(turn_index, part) for part in parts)]
-
-    async def _keep_ended(self, turn_index: int, ended: orchestrator_pb2.ReplyEnded) -> None:
-        if (kept := self._kept.get(turn_index)) is not None and kept.reply is not None:
-            self._last_record = kept.reply
-            if kept.reply.HasField("ended"):
-                return
-        assert self._last_record is not None
-        self._last_record.ended.CopyFrom(ended)
-        self._last_record.heard_text = self._history.reply_text
-        self._record.memory.CopyFrom(self._memory())
-        changed = {reply_field(turn_index): self._last_record, SESSION: self._record}
-        await self._journal.save({name: record.SerializeToString() for name, record in changed.items()})
-
-    def _memory(self) -> journal_pb2.MemoryRecord:
-        return journal_pb2.MemoryRecord(forgotten_count=self._history.forgotten_count, density=self._history.density)
+        if turn_index not in self._kept:
+            reply = self._replies[0]
+            assert reply.turn_index == turn_index, "replies are given in order"
+            await self._turns.begin_reply(turn_index, reply.opening.setup)
+        return self._turns.kept_message_count
 
     @contextmanager
     def _answering(self, outcome: ReplyOutcome) -> Iterator[None]:
@@ -428,8 +354,7 @@ class Session:
         if (reply := self._speaking) is not None:
             return reply
         index = self._turn_count
-        record = TurnRecordParts(lambda part, data: self._journal.note({turn_field(index, part): data}))
-        self._turn_records[index] = record
+        record = self._turns.open_turn(index)
         reply = self._new_reply(index, UserTurn(self._relayed_format, self._clock, record.add), NOTHING)
         self._replies.append(reply)
         self._turn_count += 1
@@ -471,7 +396,8 @@ class Session:
             )
         self._reopen()
         reply.turn.complete()
-        self._boundaries[reply.turn_index] = Boundary(self._message_count, self._input_sample_count, self._setup)
+        boundary = Boundary(self._message_count, self._input_sample_count, self._setup)
+        self._turns.complete_turn(reply.turn_index, boundary)
 
     def _new_listening(self, opening: SessionSetup) -> Listening:
         if (vad := opening.vad) is None:
@@ -529,9 +455,7 @@ class Session:
     def _remember_heard(self, spoken: SpokenReply) -> None:
         if self._history.correct(spoken.heard().text):
             self._reopen()
-            if self._last_record is not None:
-                self._last_record.heard_text = self._history.reply_text
-                self._journal.note({reply_field(spoken.turn_index): self._last_record.SerializeToString()})
+            self._turns.correct_heard(spoken.turn_index)
 
     async def _changes_of(self, fields: orchestrator_pb2.ReplySettings, field: str) -> ReplyChanges:
         with self._idle_limit.busy():
