@@ -5,7 +5,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from client.cli import service_reporter
+from client.commands.started_mesh import service_reporter
 from client.mesh_settings import MEMORY_SHARES, STAGES, MeshSettings, Placement
 from client.supervisor import ServiceEvent, running_mesh
 
