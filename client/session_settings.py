@@ -120,4 +120,5 @@ class SessionSettings(ReplySettings):
             max_step_count=self.max_step_count,
             turn_detection=self.turn_detection.wire() if self.turn_detection else None,
             ahead_seconds=self.ahead_seconds,
+            joins_text=True,
         )

@@ -29,7 +29,8 @@ ReplyFields: TypeAlias = orchestrator_pb2.ConverseOpen | orchestrator_pb2.ReplyS
 
 @dataclass(frozen=True)
 class SessionSetup:
-    """What a session opens with. `vad` is None when the client ends the turns; `setup` is that of the first reply."""
+    """What a session opens with. `vad` is None when the client ends the turns; `setup` is that of the first reply;
+    `joins_text`: pieces of text may come several in a message."""
 
     input_format: types_pb2.AudioFormat
     output_format: types_pb2.AudioFormat
@@ -37,6 +38,7 @@ class SessionSetup:
     setup: ReplySetup
     ahead_seconds: float
     vad: VadSettings | None
+    joins_text: bool
 
 
 async def session_setup(
@@ -63,6 +65,7 @@ async def session_setup(
         setup=changes.over(default),
         ahead_seconds=_ahead_seconds(opening) if opening.HasField("ahead_seconds") else settings.ahead_seconds,
         vad=vad_settings(detection.server_vad) if detection.WhichOneof("kind") == "server_vad" else None,
+        joins_text=opening.joins_text,
     )
 
 

@@ -13,13 +13,21 @@ class ReplyListener:
     """The listener of one reply, which may be one that is made again: what of it the client has is left out."""
 
     def __init__(
-        self, outbox: Outbox, keep: Callable[[], Awaitable[int]], *, sample_bytes: int, had: Had = NOTHING
+        self,
+        outbox: Outbox,
+        keep: Callable[[], Awaitable[int]],
+        *,
+        sample_bytes: int,
+        joins_text: bool,
+        had: Had = NOTHING,
     ) -> None:
-        """`keep` sees that the turn outlives the call and returns how many client messages need not be sent again."""
+        """`keep` sees that the turn outlives the call and returns how many client messages need not be sent again;
+        `joins_text`: pieces of text may go in one message."""
         self._outbox = outbox
         self._keep = keep
         self._had = had
         self._sample_bytes = sample_bytes
+        self._joins_text = joins_text
         self._text_count = 0
         self._sample_count = 0
 
@@ -33,8 +41,9 @@ class ReplyListener:
         """As in Listener."""
         had_pieces = max(0, self._had.text_count - self._text_count)
         self._text_count += len(pieces)
-        if rest := pieces[had_pieces:]:
-            await self._outbox.text(turn_index, rest)
+        rest = pieces[had_pieces:]
+        for message in [rest] if self._joins_text and rest else [[piece] for piece in rest]:
+            await self._outbox.text(turn_index, message)
 
     async def audio(
         self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: Timings | None

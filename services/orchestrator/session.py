@@ -92,6 +92,7 @@ class Session:
         self._setup = opening.setup
         self._ahead_seconds = opening.ahead_seconds
         self._vad = opening.vad
+        self._joins_text = opening.joins_text
         self._settings = settings
         self._stages = stages
         self._voices = voices
@@ -370,7 +371,11 @@ class Session:
             recovery=self._settings.recovery_rule,
             stages=self._stages,
             listener=ReplyListener(
-                self._outbox, partial(self._keep_begun, turn_index), sample_bytes=self.form.sample_bytes, had=had
+                self._outbox,
+                partial(self._keep_begun, turn_index),
+                sample_bytes=self.form.sample_bytes,
+                joins_text=self._joins_text,
+                had=had,
             ),
             metrics=self._metrics,
             clock=self._clock,

@@ -153,6 +153,7 @@ class KeptSession:
             setup=reply_setup(record.setup),
             ahead_seconds=record.ahead_seconds,
             vad=vad,
+            joins_text=record.joins_text,
         )
 
     @property
@@ -190,6 +191,7 @@ def session_record(setup: SessionSetup, *, session_id: str, key_id: str | None) 
         ahead_seconds=setup.ahead_seconds,
         server_vad=None if setup.vad is None else _server_vad(setup.vad),
         setup=setup_record(setup.setup),
+        joins_text=setup.joins_text,
     )
 
 

@@ -661,14 +661,16 @@ async def test_the_least_ahead_is_allowed(mesh: Mesh) -> None:
         await session.end()
 
 
-@pytest.mark.parametrize("frames_per_message", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("joins_text", "frames_per_message", "message_count"), [(True, 1, 4), (True, 3, 3), (True, 100, 1), (False, 100, 4)]
+)
 @pytest.mark.parametrize(("rate", "encoding"), [(24_000, S16), (8_000, S16), (48_000, F32)])
 async def test_each_piece_of_text_tells_where_it_begins_to_be_spoken(
-    mesh: Mesh, rate: int, encoding: Any, frames_per_message: int
+    mesh: Mesh, rate: int, encoding: Any, joins_text: bool, frames_per_message: int, message_count: int
 ) -> None:
     mesh.speech.frames_per_message = frames_per_message
     output = types_pb2.AudioFormat(encoding=encoding, sample_rate_hz=rate)
-    async with mesh.converse(output_format=output) as session:
+    async with mesh.converse(output_format=output, joins_text=joins_text) as session:
         frame = session.opened.samples_per_frame
         assert frame == SAMPLES_PER_FRAME * rate // 24_000
         await session.say("hello")
@@ -683,7 +685,7 @@ async def test_each_piece_of_text_tells_where_it_begins_to_be_spoken(
         assert text.text == "".join(it.text for it in text.pieces or [text])
         assert text.audio_sample == pieces[0].audio_sample
         del pieces[: max(1, len(text.pieces))]
-    assert len(texts) == {1: 4, 3: 3, 100: 1}[frames_per_message]
+    assert len(texts) == message_count
     sent = b"".join(m.audio.data for m in messages if m.WhichOneof("payload") == "audio")
     assert len(sent) == messages[-1].reply_ended.frame_count * frame * (2 if encoding == S16 else 4)
 

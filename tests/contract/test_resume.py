@@ -81,8 +81,10 @@ class Caller:
     got: dict[int, Got] = field(default_factory=dict)
     token: str = ""
     call: Any = None
+    joins_text: bool = False
 
     async def open(self, stub: Any, **opening: Any) -> None:
+        self.joins_text |= opening.get("joins_text", False)
         self.call = stub.Converse()
         self.ending = CallEnding(self.call)
         await self.call.write(pb.ConverseRequest(open=pb.ConverseOpen(**opening)))
@@ -135,6 +137,7 @@ class Caller:
                 self.got[payload.turn_index] = Got()
             case "text":
                 got = self.got[payload.turn_index]
+                assert not payload.pieces or (self.joins_text and len(payload.pieces) > 1)
                 assert "".join(piece.text for piece in payload.pieces) in ("", payload.text)
                 got.text += payload.text
                 got.text_count += max(1, len(payload.pieces))
@@ -186,9 +189,13 @@ SCRIPT = [
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1), st.integers(1, 7)), min_size=1, max_size=4),
     st.sampled_from(FORMATS),
+    st.booleans(),
 )
 async def test_wherever_a_call_is_lost_the_session_goes_on_byte_for_byte(
-    tmp_path: Path, cuts: list[tuple[int, int, int]], output_format: types_pb2.AudioFormat | None
+    tmp_path: Path,
+    cuts: list[tuple[int, int, int]],
+    output_format: types_pb2.AudioFormat | None,
+    joins_text: bool,
 ) -> None:
     """However many frames, and so pieces of text, came together before and after the loss."""
     sample_bytes = 1 if output_format is not None and output_format.encoding == MULAW else 2
@@ -200,7 +207,7 @@ async def test_wherever_a_call_is_lost_the_session_goes_on_byte_for_byte(
         await undisturbed.read()
 
         caller = Caller(SCRIPT, sample_bytes)
-        await caller.open(stubs[0], **opening)
+        await caller.open(stubs[0], joins_text=joins_text, **opening)
         for count, front, frames_per_message in cuts:
             if not await caller.read(count):
                 break

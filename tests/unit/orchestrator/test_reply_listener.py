@@ -15,7 +15,8 @@ SAMPLES = 3
 class Told:
     """An outbox that keeps what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, joins_text: bool) -> None:
+        self.joins_text = joins_text
         self.started: list[int] = []
         self.texts: list[str] = []
         self.sound = b""
@@ -25,7 +26,7 @@ class Told:
         self.started.append(kept_message_count)
 
     async def text(self, turn_index: int, pieces: Sequence[TextPiece]) -> None:
-        assert pieces
+        assert len(pieces) == 1 or (pieces and self.joins_text)
         self.texts += (piece.text for piece in pieces)
 
     async def audio(self, turn_index: int, frame_index: int, frame_count: int, data: bytes, timings: None) -> None:
@@ -44,18 +45,20 @@ async def kept() -> int:
     st.integers(0, 40),
     st.integers(0, 20),
     st.booleans(),
+    st.booleans(),
 )
 async def test_what_the_client_has_and_what_it_is_told_make_up_the_whole(
-    packets: list[int], messages: list[int], had_frames: int, had_texts: int, is_started: bool
+    packets: list[int], messages: list[int], had_frames: int, had_texts: int, is_started: bool, joins_text: bool
 ) -> None:
     frame_count = sum(packets)
     had_frames = min(had_frames, frame_count)
     whole = bytes(index % 256 for index in range(2 * SAMPLES * frame_count))
-    told = Told()
+    told = Told(joins_text=joins_text)
     listener = ReplyListener(
         told,  # type: ignore[arg-type]
         kept,
         sample_bytes=2,
+        joins_text=joins_text,
         had=Had(is_started, had_texts, had_frames, had_frames * SAMPLES),
     )
     await listener.reply_started(0)
