@@ -76,3 +76,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str, *, was_open: bool 
         return MeshError(error.code(), "UNREACHABLE", lost if was_open else message)
     name = error.code().name
     return MeshError(error.code(), name, f"the mesh at {address} answered {name}: {details or 'no details'}")
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that made the others of a group happen."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,11 +1,13 @@
 """Where the services' own lines go."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from client.errors import InputError
-from client.supervisor import LineSink, ignore
+
+LineSink = Callable[[str, str], None]
+"""Takes a process's name, which is its replica's or "colocated", and one line that it wrote."""
 
 
 @contextmanager
@@ -28,3 +30,7 @@ def print_line(service: str, line: str) -> None:
     """One line of a service on stdout."""
     sys.stdout.write(f"{service} | {line}\n")
     sys.stdout.flush()
+
+
+def ignore(*_: object) -> None:
+    """The sink of what nobody wants to know."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from client.bench.shape import ReplyShape
+from client.child_process import describe_status, last_line, lines, tethered
 from client.errors import ClientError
 from client.mesh_settings import MeshSettings
 from client.report_table import ReportTable
-from client.supervisor import describe_status, last_line, lines, tethered
 
 FRAME_SECONDS_VALUE = "direct_frame_seconds"
 """Name of the value that says what a frame costs at one session in one process, in seconds of wall time."""

@@ -22,7 +22,8 @@ from client.connection import Mesh, connect
 from client.errors import ClientError, InputError, MeshError
 from client.pcm import USER_RATE_HZ
 from client.run_progress import RunProgress
-from client.supervisor import LineSink, running_mesh
+from client.service_log import LineSink
+from client.supervisor import running_mesh
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from client.call.player import Player
 from client.call.recording import Recording
 from client.call.script import Script, SpokenTurn
 from client.clock import Clock
-from client.errors import ClientError
+from client.errors import ClientError, first_cause
 from client.pcm import Samples
 from client.session import Session
-from client.supervisor import first_cause
 
 
 class NotHeardError(ClientError):

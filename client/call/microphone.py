@@ -14,10 +14,9 @@ from client.call.listener import Listener, Speaking
 from client.call.player import Player
 from client.call.recording import Recording
 from client.clock import Clock
-from client.errors import ClientError
+from client.errors import ClientError, first_cause
 from client.pcm import Samples
 from client.session import Session
-from client.supervisor import first_cause
 
 NAME = "microphone"
 WAITING_PACKETS = 500

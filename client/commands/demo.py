@@ -14,9 +14,9 @@ from client.commands.started_mesh import service_reporter
 from client.interruption import run
 from client.mesh_settings import Device, MeshSettings
 from client.pcm import USER_RATE_HZ
-from client.service_log import open_log
+from client.service_log import LineSink, open_log
 from client.session_settings import SessionSettings
-from client.supervisor import LineSink, check_server_installed, running_mesh
+from client.supervisor import check_server_installed, running_mesh
 from client.talk import Turn
 
 FRAMES = 60

@@ -11,8 +11,8 @@ from client.golden_case import open_golden_folder, read_case
 from client.interruption import run
 from client.mesh_settings import STAGES, Device, DType, MeshSettings
 from client.parity import Outcomes, connected_stages, run_cases
-from client.service_log import open_log
-from client.supervisor import LineSink, check_server_installed, running_mesh
+from client.service_log import LineSink, open_log
+from client.supervisor import check_server_installed, running_mesh
 from client.table import parity_table
 
 

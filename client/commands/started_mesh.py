@@ -6,7 +6,8 @@ from rich.console import Console
 
 from client.errors import InputError
 from client.mesh_settings import SERVICES, MeshSettings
-from client.supervisor import ServiceEvent, check_server_installed
+from client.service_process import ServiceEvent
+from client.supervisor import check_server_installed
 
 
 def service_reporter(console: Console) -> Callable[[ServiceEvent], None]:

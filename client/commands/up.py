@@ -13,8 +13,9 @@ from client.commands.options import Checkpoint, DeviceOption, DTypeOption, Logs
 from client.commands.started_mesh import service_reporter
 from client.interruption import Interrupted, run
 from client.mesh_settings import Device, DType, MeshSettings, Placement, read_replicas
-from client.service_log import open_log
-from client.supervisor import LineSink, check_server_installed, in_words, running_mesh
+from client.service_log import LineSink, open_log
+from client.service_process import in_words
+from client.supervisor import check_server_installed, running_mesh
 
 
 def up(

@@ -14,7 +14,8 @@ from client.evaluate.judgement import Judge
 from client.evaluate.report import Report
 from client.evaluate.voice_examples import voice_examples
 from client.run_progress import RunProgress
-from client.supervisor import LineSink, running_mesh
+from client.service_log import LineSink
+from client.supervisor import running_mesh
 from client.voice import Voice
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from client.connection import Mesh
-from client.errors import MeshError
+from client.errors import MeshError, first_cause
 from client.evaluate.evaluation_set import Conversation, EvaluationSet, Question
 from client.evaluate.settings import EvaluationSettings
 from client.session_settings import ReplySettings, SessionSettings
-from client.supervisor import first_cause
 from client.talk import HeardReply, take_turn
 
 

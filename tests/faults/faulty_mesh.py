@@ -12,7 +12,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.mesh_settings import SERVICES, Device, MeshSettings
-from client.supervisor import RunningMesh, ServiceEvent, running_mesh
+from client.service_process import ServiceEvent
+from client.supervisor import RunningMesh, running_mesh
 from tests.faults.tcp_proxy import TcpProxy
 
 

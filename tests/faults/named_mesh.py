@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from client.child_process import lines, send_signal, tethered
 from client.mesh_settings import STAGES
-from client.supervisor import Service, ServiceProcess, lines, module_command, send_signal, tethered
+from client.service_process import Service, ServiceProcess
+from client.supervisor import module_command
 from tests.contract.scraped_metrics import scraped_at
 from tests.name_server import NameServer, free_port
 

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from client.commands.started_mesh import service_reporter
 from client.mesh_settings import MEMORY_SHARES, STAGES, MeshSettings, Placement
-from client.supervisor import ServiceEvent, running_mesh
+from client.service_process import ServiceEvent
+from client.supervisor import running_mesh
 
 SERVICE = """
 import json, signal, sys

@@ -19,7 +19,8 @@ import pytest
 from client import supervisor
 from client.errors import ClientError, InputError, MeshError
 from client.mesh_settings import SERVICES, STAGES, Device, DType, MeshSettings, Placement, read_replicas
-from client.supervisor import RunningMesh, ServiceDiedError, ServiceEvent, check_server_installed, running_mesh
+from client.service_process import ServiceEvent
+from client.supervisor import RunningMesh, ServiceDiedError, check_server_installed, running_mesh
 
 FAKE = Path(__file__).with_name("fake_service.py")
 
