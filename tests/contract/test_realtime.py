@@ -12,7 +12,7 @@ from chroma_mesh.types.v1 import types_pb2
 from openai import AsyncOpenAI
 
 from client.pcm import Encoding
-from services.gateway.realtime import socket_session
+from services.gateway.realtime import mesh_copy
 from services.orchestrator.turn_parts import PART_NAMES
 from services.runtime.errors import Unavailable
 from tests.contract.fake_mesh import ASSISTANT, S16, SYSTEM, USER, Mesh, no_hook
@@ -457,7 +457,7 @@ async def test_a_stage_that_fails_ends_its_reply_alone(mesh: Mesh, socket: Realt
 
 
 async def test_a_mesh_that_is_gone_is_an_error_and_the_socket_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_session, "RESUME_SECONDS", 0.0)
+    monkeypatch.setattr(mesh_copy, "RESUME_SECONDS", 0.0)
     mesh = Mesh()
     async with AsyncExitStack() as meshes:
         await meshes.enter_async_context(mesh.running())

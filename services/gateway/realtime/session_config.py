@@ -81,6 +81,11 @@ class SessionConfig:
     tool_choice: str | dict[str, Any] = "auto"
     truncation: str | dict[str, Any] = "auto"
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether the mesh is to hear when a turn is over."""
+        return self.turn_detection is not None
+
     def changed(self, fields: SessionFields) -> Self:
         """The settings with those that were given; raises Refusal for what is wrong or not offered."""
         if fields.model is not None and fields.model != self.model:

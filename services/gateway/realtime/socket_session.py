@@ -11,7 +11,7 @@ from client.connection import Mesh
 from client.errors import MeshError
 from client.events import Audio, Event, ReplyEnded, ReplyStarted, SpeechStarted, SpeechStopped, Text
 from client.message import Role
-from client.session_settings import ReplySettings, SessionSettings
+from client.session_settings import ReplySettings
 from services.gateway.errors import Refusal, invalid, mesh_refusal
 from services.gateway.realtime.client_events import (
     BufferAppend,
@@ -34,8 +34,9 @@ from services.gateway.realtime.client_events import (
 from services.gateway.realtime.conversation import ITEM_LIMIT, Conversation
 from services.gateway.realtime.ids import new_id
 from services.gateway.realtime.input_buffer import InputBuffer
-from services.gateway.realtime.items import Item, Part, Said, Spoken, Typed
+from services.gateway.realtime.items import Item, Said, Spoken
 from services.gateway.realtime.line import Heard, Line
+from services.gateway.realtime.mesh_copy import MeshCopy
 from services.gateway.realtime.received_item import LONGEST_TURN_SECONDS, read_item, read_sound
 from services.gateway.realtime.response import Response
 from services.gateway.realtime.response_span import ResponseSpan
@@ -73,9 +74,6 @@ TOO_LONG = ("TOO_LONG", "AUDIO_TOO_LONG")
 UNHEARD_SECONDS = 30
 """Sound that is kept while nobody is known to speak: the mesh may say later that somebody did."""
 
-RESUME_SECONDS = 10.0
-"""How long a call that was lost is tried to go on with: nothing else is done for the client meanwhile."""
-
 RETRY_SECONDS = 1.0
 """After a call that could not be opened, where the mesh does not say when to try again."""
 
@@ -93,9 +91,7 @@ class Speech:
 class SocketSession:
     """The state of one socket.
 
-    `items` and what is not an item yet (`_buffer`) are the truth. The mesh's session, `_line`, is a copy of them that
-    is opened when it is needed, is told what happens as it happens, and is made anew where it cannot be told: it is
-    stale then, and lives on only for the reply that it gives.
+    `_items` and what is not an item yet (`_buffer`) are the truth; the mesh's session is a copy of them, `_copy`.
     """
 
     def __init__(
@@ -121,15 +117,13 @@ class SocketSession:
         self._conversation_id = new_id("conv")
         self._config = config
         self._mesh = mesh
-        self._tasks = tasks
-        self._deliver = deliver
         self._send = send
         self._count_first_audio = count_first_audio
         self._writer = writer
         self._span: ResponseSpan | None = None
         self._items = Conversation()
         self._buffer = InputBuffer(config.input_format)
-        self._line: Line | None = None
+        self._copy = MeshCopy(self._items, mesh, tasks, deliver)
         self._speech: Speech | None = None
         self._response: Response | None = None
         # When the user turn ended that waits for the first sound of its reply.
@@ -143,9 +137,7 @@ class SocketSession:
     async def close(self) -> None:
         """Ends the call to the mesh."""
         self._end_span("abandoned")
-        line, self._line = self._line, None
-        if line is not None:
-            await line.close()
+        await self._copy.close()
 
     async def receive(self, message: str | bytes) -> None:
         """The client has sent something."""
@@ -167,7 +159,7 @@ class SocketSession:
     async def hear(self, heard: Heard) -> None:
         """The mesh has said something."""
         try:
-            if heard.line is not self._line:
+            if heard.line is not self._copy.line:
                 return
             try:
                 await self._take(heard.line, heard.event)
@@ -212,18 +204,18 @@ class SocketSession:
 
     async def _append(self, event: BufferAppend) -> None:
         data = read_sound(event.audio, self._config.input_format, "audio")
-        if not self._is_listening:
+        if not self._config.is_listening:
             await self._make_room(len(data))
         self._buffer.write(data)
-        if self._is_listening:
+        if self._config.is_listening:
             kept_seconds = UNHEARD_SECONDS + (0 if self._speech is None else LONGEST_TURN_SECONDS)
             self._buffer.drop_until(self._buffer.end - kept_seconds * self._config.input_format.rate_hz)
-        line = self._line
+        line = self._copy.line
         if line is None:
             if self._may_open:
                 await self._open_line()
-        elif not line.is_stale or (line.is_listening and self._is_listening):  # a stale one still hears a barge-in
-            await line.session.send_audio(data)
+        elif not line.is_stale or (line.is_listening and self._config.is_listening):
+            await line.session.send_audio(data)  # a stale one still hears a barge-in
 
     async def _update(self, event: SessionUpdate) -> None:
         await self._learn_voice(event.session)
@@ -245,7 +237,7 @@ class SocketSession:
         await self._send(SessionUpdated(config.body(self.id)))
 
     async def _commit(self) -> None:
-        if self._is_listening:
+        if self._config.is_listening:
             await self._commit_heard()
             return
         committed_ms = self._config.input_format.milliseconds(self._buffer.sample_count)
@@ -256,7 +248,7 @@ class SocketSession:
         await self._commit_item(item)
 
     async def _commit_heard(self) -> None:
-        line, detection = self._line, self._config.turn_detection
+        line, detection = self._copy.line, self._config.turn_detection
         if line is None or not line.hears_speech or detection is None or not detection.create_response:
             raise _too_small(0)
         await line.session.end_turn()
@@ -265,12 +257,12 @@ class SocketSession:
         previous = self._items.last
         await self._send(BufferCommitted(None if previous is None else previous.id, item.id))
         self._items.add(item)
-        if self._line is not None:
-            self._line.told.append(item.id)
+        if self._copy.line is not None:
+            self._copy.line.told.append(item.id)
         await self._tell_item(item)
 
     async def _clear(self) -> None:
-        was_told = self._buffer.sample_count > 0 and (not self._is_listening or self._speech is not None)
+        was_told = self._buffer.sample_count > 0 and (not self._config.is_listening or self._speech is not None)
         self._buffer.drop_until(self._buffer.end)
         self._speech = None
         if was_told:
@@ -283,15 +275,14 @@ class SocketSession:
             raise invalid(f"a conversation has at most {ITEM_LIMIT} items", "item", "too_many_items")
         self._items.add(item, event.previous_item_id)
         await self._tell_item(item)
-        line = self._line
+        line = self._copy.line
         if line is None:
             return
+        is_next = item.role is Role.USER and self._items.is_last(item)
         if item.role is Role.SYSTEM:
             await self._tell_settings()
-        elif item.role is Role.USER and self._items.is_last(item) and self._can_tell(item):
-            line.told.append(item.id)
-            for part in item.parts:
-                await _tell_part(line, part)
+        elif is_next and self._copy.can_tell(item, self._config, self._buffer):
+            await self._copy.tell(line, item)
         else:
             await self._spoil()
 
@@ -356,12 +347,12 @@ class SocketSession:
         if not self._items.unanswered:
             self._items.leave_unanswered()
         waiting = self._items.unanswered
-        line = self._line
+        line = self._copy.line
         ids = [item.id for item in waiting]
-        has_more = not self._is_listening and self._buffer.sample_count > 0
+        has_more = not self._config.is_listening and self._buffer.sample_count > 0
         if line is None or line.is_stale or line.told != ids or has_more:
             can_be_heard = not any(isinstance(part, Said) for item in waiting for part in item.parts)
-            line = await self._open_line(to_answer=True, is_listening=self._is_listening and can_be_heard)
+            line = await self._open_line(to_answer=True, is_listening=self._config.is_listening and can_be_heard)
         return line
 
     async def _begin_response(self, response: Response) -> None:
@@ -372,7 +363,7 @@ class SocketSession:
         await self._send_all(response.created())
 
     async def _cancel(self, event: ResponseCancel) -> None:
-        response, line = self._response, self._line
+        response, line = self._response, self._copy.line
         if response is None or line is None or event.response_id not in (None, response.id):
             raise invalid("Cancellation failed: no active response found", code="response_cancel_not_active")
         if response.cancel_reason is None:
@@ -385,10 +376,10 @@ class SocketSession:
         match event:
             case MeshError():
                 await self._lose_line(event)
-            case SpeechStarted() if self._is_listening:
+            case SpeechStarted() if self._config.is_listening:
                 line.hears_speech = True
                 await self._begin_speech(line.origin + event.audio_sample)
-            case SpeechStopped() if self._is_listening:
+            case SpeechStopped() if self._config.is_listening:
                 line.hears_speech = False
                 await self._end_speech(line, event.turn_index, line.origin + event.audio_sample)
             case ReplyStarted():
@@ -464,7 +455,7 @@ class SocketSession:
 
     async def _lose_line(self, error: MeshError, event_id: str | None = None) -> None:
         """The call has ended, or could not be opened."""
-        line, self._line = self._line, None
+        line, self._copy.line = self._copy.line, None
         refusal = mesh_refusal(error)
         if error.reason in TOO_LONG and self._says_nothing:
             self._keep_newest()
@@ -488,72 +479,15 @@ class SocketSession:
     # The call to the mesh.
 
     @property
-    def _is_listening(self) -> bool:
-        """Whether the mesh is to hear when a turn is over."""
-        return self._config.turn_detection is not None
-
-    @property
     def _may_open(self) -> bool:
         """Whether a call may be opened, in place of another one too."""
         return self._response is None and asyncio.get_running_loop().time() >= self._retry_at
 
     async def _open_line(self, *, to_answer: bool = False, is_listening: bool | None = None) -> Line:
-        """Opens a call that knows all that was said; what has no answer is its open turn, with what is in the buffer.
-
-        A call that listens takes nothing that was said for a part of the open turn, for it would hear turns in it:
-        that is told as what was said before. `to_answer`: the turn is to be answered, without what is in the buffer.
-        """
-        if (before := self._line) is not None:
-            self._line = None
-            await before.close()
-        listens = self._is_listening if is_listening is None else is_listening
-        waiting = self._items.unanswered
-        open_turn = [item for item in waiting if not item.sound_bytes or (not listens and self._is_in_format(item))]
-        if open_turn and open_turn != waiting[-len(open_turn) :]:
-            open_turn = []
-        settings = self._session_settings(open_turn, listens=listens)
-        line = self._line = await Line.open(
-            self._tasks,
-            self._mesh.open_session(settings),
-            self._deliver,
-            is_listening=listens,
-            origin=self._buffer.begin,
-        )
-        for item in open_turn:
-            line.told.append(item.id)
-            for part in item.parts:
-                await _tell_part(line, part)
-        if to_answer and not listens:
-            line.is_stale = self._is_listening or self._buffer.sample_count > 0
-        elif self._buffer.sample_count:
-            await line.session.send_audio(self._buffer.data)
-        return line
-
-    def _session_settings(self, open_turn: list[Item], *, listens: bool) -> SessionSettings:
-        reply = self._config.reply.reply_settings(self._items.instructions)
-        detection = self._config.turn_detection
-        return SessionSettings(
-            voice=reply.voice,
-            instructions=reply.instructions,
-            temperature=reply.temperature,
-            max_step_count=reply.max_step_count,
-            history=self._items.history(open_turn),
-            input_format=self._config.input_format.sound_format,
-            output_format=self._config.output_format.sound_format,
-            turn_detection=detection.server_vad() if listens and detection is not None else None,
-            resume_seconds=RESUME_SECONDS,
-        )
+        return await self._copy.open(self._config, self._buffer, to_answer=to_answer, is_listening=is_listening)
 
     async def _spoil(self) -> None:
-        """The call can no longer be told what is true: it goes on for the reply that it gives alone."""
-        if self._response is None:
-            await self.close()
-        elif self._line is not None:
-            self._line.is_stale = True
-
-    def _is_in_format(self, item: Item) -> bool:
-        audio_format = self._config.input_format
-        return all(part.audio_format is audio_format for part in item.parts if isinstance(part, Said))
+        await self._copy.spoil(is_replying=self._response is not None)
 
     async def _make_room(self, further_bytes: int) -> None:
         """Sees that the turn does not become longer than the mesh takes, for that ends its session.
@@ -577,27 +511,14 @@ class SocketSession:
     @property
     def _says_nothing(self) -> bool:
         """Whether all that the open turn has is old sound that was not committed."""
-        is_quiet = self._response is None and not self._is_listening and not self._items.unanswered
+        is_quiet = self._response is None and not self._config.is_listening and not self._items.unanswered
         return is_quiet and self._buffer.seconds > UNCOMMITTED_SECONDS
 
-    def _can_tell(self, item: Item) -> bool:
-        """Whether the call can be told an item as the next part of its open turn."""
-        line = self._line
-        if line is None or line.is_stale:
-            return False
-        if line.is_listening:
-            return not item.sound_bytes
-        return self._is_in_format(item) and not self._buffer.sample_count  # else it has heard what comes after the item
-
     async def _tell_settings(self) -> None:
-        if self._line is not None:
-            await self._line.session.update(self._config.reply.reply_settings(self._items.instructions))
+        await self._copy.tell_settings(self._config.reply)
 
     async def _tell_played(self, item: Item, sample_count: int) -> None:
-        line = self._line
-        if line is not None and line.last_item_id == item.id:
-            await line.session.reply_played(line.last_turn_index, sample_count)
-        else:
+        if not await self._copy.tell_played(item, sample_count):
             await self._spoil()
 
     def _overrides(self, config: ReplyConfig) -> ReplySettings | None:
@@ -653,14 +574,6 @@ class SocketSession:
     async def _send_all(self, events: Iterable[ServerEvent]) -> None:
         for event in events:
             await self._send(event)
-
-
-async def _tell_part(line: Line, part: Part) -> None:
-    match part:
-        case Typed(text):
-            await line.session.send_text(text)
-        case Said(data):
-            await line.session.send_audio(data)
 
 
 def _too_small(milliseconds: int) -> Refusal:
