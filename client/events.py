@@ -1,5 +1,6 @@
 """What the mesh says, as it arrives."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
@@ -149,24 +150,24 @@ class SpeechStopped:
 Event: TypeAlias = ReplyStarted | Text | Audio | ReplyEnded | SpeechStarted | SpeechStopped
 
 
-def read_events(
-    message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int
-) -> tuple[Event, ...]:
+def text_pieces(
+    message: orchestrator_pb2.ReplyText,
+) -> Sequence[orchestrator_pb2.ReplyText | orchestrator_pb2.ReplyTextPiece]:
+    """The pieces that a message has: itself, where it is one."""
+    return message.pieces or (message,)
+
+
+def read_events(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int) -> Iterator[Event]:
     """The events of a server message; none of a kind that this client does not know yet."""
-    if message.WhichOneof("payload") == "text":
-        text = message.text
-        return tuple(Text(text.turn_index, piece.text, piece.audio_sample) for piece in text.pieces or (text,))
-    event = _read_event(message, encoding, sample_rate_hz)
-    return () if event is None else (event,)
-
-
-def _read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, sample_rate_hz: int) -> Event | None:
     match message.WhichOneof("payload"):
         case "reply_started":
-            return ReplyStarted(message.reply_started.turn_index, message.reply_started.traceparent)
+            yield ReplyStarted(message.reply_started.turn_index, message.reply_started.traceparent)
+        case "text":
+            for piece in text_pieces(message.text):
+                yield Text(message.text.turn_index, piece.text, piece.audio_sample)
         case "audio":
             audio = message.audio
-            return Audio(
+            yield Audio(
                 audio.turn_index,
                 audio.frame_index,
                 audio.frame_count,
@@ -177,7 +178,7 @@ def _read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, 
             )
         case "reply_ended":
             ended = message.reply_ended
-            return ReplyEnded(
+            yield ReplyEnded(
                 turn_index=ended.turn_index,
                 reason=FINISH_REASONS.get(ended.reason, FinishReason.UNKNOWN),
                 text=ended.text,
@@ -189,11 +190,9 @@ def _read_event(message: orchestrator_pb2.ConverseResponse, encoding: Encoding, 
                 recovery_count=ended.recovery_count,
             )
         case "speech_started":
-            return SpeechStarted(message.speech_started.turn_index, message.speech_started.audio_sample)
+            yield SpeechStarted(message.speech_started.turn_index, message.speech_started.audio_sample)
         case "speech_stopped":
-            return SpeechStopped(message.speech_stopped.turn_index, message.speech_stopped.audio_sample)
-        case _:
-            return None
+            yield SpeechStopped(message.speech_stopped.turn_index, message.speech_stopped.audio_sample)
 
 
 def _timings(spent: orchestrator_pb2.ReplyTimings) -> Timings:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from chroma_mesh.orchestrator.v1 import orchestrator_pb2
 
+from client.events import text_pieces
+
 HEARD_SECONDS = 300
 """Where the mesh hears turns, sound that is older belongs to no turn that it has not taken yet."""
 
@@ -87,7 +89,7 @@ class Unkept:
                 position.turn_index, position.is_started = response.reply_started.turn_index, True
                 self._forget(response.reply_started.kept_message_count)
             case "text":
-                position.text_count += len(response.text.pieces) or 1
+                position.text_count += len(text_pieces(response.text))
             case "audio":
                 position.frame_count += response.audio.frame_count
                 position.sample_count += len(response.audio.data) // self._sample_bytes

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from client.access import Access
-from client.commands.options import Checkpoint, DeviceOption, DTypeOption, Logs
+from client.commands.options import (
+    Checkpoint,
+    DeviceOption,
+    DTypeOption,
+    Logs,
+    PlacementOption,
+    RunningAddress,
+    Slots,
+    Threads,
+)
 from client.commands.started_mesh import mesh_to_start
 from client.mesh_settings import Device, DType, MeshSettings, Placement
 
@@ -16,9 +25,7 @@ CHECKPOINT = "random:tiny"
 
 def bench(
     context: typer.Context,
-    address: Annotated[
-        str | None, typer.Option(help="A mesh that runs; without it, one is started for the run.", metavar="HOST:PORT")
-    ] = None,
+    address: RunningAddress = None,
     sessions: Annotated[
         str | None,
         typer.Option(
@@ -54,9 +61,9 @@ def bench(
     checkpoint: Checkpoint = CHECKPOINT,
     device: DeviceOption = Device.AUTO,
     dtype: DTypeOption = DType.AUTO,
-    placement: Annotated[Placement, typer.Option(help="As of 'up'.")] = Placement.SEPARATE,
-    slots: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
+    placement: PlacementOption = Placement.SEPARATE,
+    slots: Slots = None,
+    threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for bench.json, bench.md and bench.png.", metavar="DIR")
     ] = None,

@@ -10,7 +10,7 @@ from client.audio_file import read_audio
 from client.call.command import call as hold_call
 from client.call.script import PATIENCE_SECONDS, Script, SpokenTurn, read_barge_in
 from client.call.settings import CallFormat, CallSettings, session_settings
-from client.commands.options import Address
+from client.commands.options import Address, JsonReport, MaxFrames, VoiceName
 from client.connection import DEFAULT_ADDRESS
 from client.errors import InputError
 
@@ -47,17 +47,15 @@ def call(
     rate: Annotated[
         int | None, typer.Option(help="Samples a second both ways; default: 16000 in, 24000 out, G.711 8000.")
     ] = None,
-    voice: Annotated[str | None, typer.Option(help="Name of the voice that answers.")] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(min=1, max=2**32 - 1, help="Longest reply in frames of 80 ms. (mesh's default: 1000)")
-    ] = None,
+    voice: VoiceName = None,
+    max_frames: MaxFrames = None,
     speed: Annotated[
         float, typer.Option(min=0.01, max=1000, help="How many times faster than real time the caller lives.")
     ] = 1.0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="WAV of the call: left the caller, right what was heard.")
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="The report as JSON.", metavar="FILE")] = None,
+    json: JsonReport = None,
     address: Address = DEFAULT_ADDRESS,
 ) -> None:
     """Call a mesh as a person does: speak in packets at real-time pace, listen at once, barge in; report every latency.

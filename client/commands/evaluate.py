@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from client.access import Access
-from client.commands.options import Checkpoint, DeviceOption, DTypeOption, Logs
+from client.commands.options import (
+    Checkpoint,
+    DeviceOption,
+    DTypeOption,
+    JsonReport,
+    Logs,
+    MaxFrames,
+    PlacementOption,
+    RunningAddress,
+    Slots,
+    Threads,
+)
 from client.commands.started_mesh import mesh_to_start
 from client.mesh_settings import Device, DType, MeshSettings, Placement
 
@@ -21,17 +32,13 @@ def evaluate(
             metavar="SET|FILE",
         ),
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A mesh that runs; without it, one is started for the run.", metavar="HOST:PORT")
-    ] = None,
+    address: RunningAddress = None,
     voice: Annotated[str | None, typer.Option(help="Name of the voice that answers; default: the set's.")] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, max=2, help="0 takes the most likely code; default: the mesh's.")
     ] = None,
     sessions: Annotated[int, typer.Option(min=1, help="Conversations at a time.")] = 1,
-    max_frames: Annotated[
-        int | None, typer.Option(min=1, max=2**32 - 1, help="Longest reply in frames of 80 ms. (mesh's default: 1000)")
-    ] = None,
+    max_frames: MaxFrames = None,
     voices: Annotated[
         Path | None,
         typer.Option(
@@ -51,10 +58,10 @@ def evaluate(
     checkpoint: Checkpoint = "mini",
     device: DeviceOption = Device.AUTO,
     dtype: DTypeOption = DType.AUTO,
-    placement: Annotated[Placement, typer.Option(help="As of 'up'.")] = Placement.SEPARATE,
-    slots: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="As of 'up'.")] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="The report as JSON.", metavar="FILE")] = None,
+    placement: PlacementOption = Placement.SEPARATE,
+    slots: Slots = None,
+    threads: Threads = None,
+    json: JsonReport = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the replies as WAV and a figure.", metavar="DIR")
     ] = None,

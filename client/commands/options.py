@@ -1,10 +1,11 @@
 """Options of more than one command."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.mesh_settings import Device, DType
+from client.mesh_settings import Device, DType, Placement
 
 Address = Annotated[
     str,
@@ -26,3 +27,14 @@ DTypeOption = Annotated[DType, typer.Option(help="Numbers of reasoner and speech
 Logs = Annotated[
     str | None, typer.Option(help="Write the services' logs to this file; - is the terminal.", metavar="FILE")
 ]
+RunningAddress = Annotated[
+    str | None, typer.Option(help="A mesh that runs; without it, one is started for the run.", metavar="HOST:PORT")
+]
+PlacementOption = Annotated[Placement, typer.Option(help="As of 'up'.")]
+Slots = Annotated[int | None, typer.Option(min=1, help="As of 'up'.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="As of 'up'.")]
+VoiceName = Annotated[str | None, typer.Option(help="Name of the voice that answers.")]
+MaxFrames = Annotated[
+    int | None, typer.Option(min=1, max=2**32 - 1, help="Longest reply in frames of 80 ms. (mesh's default: 1000)")
+]
+JsonReport = Annotated[Path | None, typer.Option("--json", help="The report as JSON.", metavar="FILE")]

@@ -9,7 +9,7 @@ from rich.console import Console
 from client.addresses import read_addresses
 from client.audio_file import read_audio
 from client.commands.conversation import hold_conversation, output_files
-from client.commands.options import Address
+from client.commands.options import Address, MaxFrames, VoiceName
 from client.commands.voice_example import read_example
 from client.connection import DEFAULT_ADDRESS
 from client.errors import InputError
@@ -31,7 +31,7 @@ def talk(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="WAV of the reply; later ones are numbered: reply-1.wav, …")
     ] = Path("reply.wav"),
-    voice: Annotated[str | None, typer.Option(help="Name of the voice that answers.")] = None,
+    voice: VoiceName = None,
     voice_audio: Annotated[
         Path | None, typer.Option(help="A voice of your own: an example, up to 30 s. Needs --voice-text.")
     ] = None,
@@ -47,9 +47,7 @@ def talk(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same reply. (mesh's default: 0)")
     ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(min=1, max=2**32 - 1, help="Longest reply in frames of 80 ms. (mesh's default: 1000)")
-    ] = None,
+    max_frames: MaxFrames = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, max=2**32 - 1, help="Longest text of a reply in tokens.")
     ] = None,

@@ -217,7 +217,7 @@ async def test_speech_and_where_text_is_spoken_are_events():
         ),
         (response(), ()),
     ):
-        assert read_events(message, Encoding.S16, 24_000) == expected
+        assert tuple(read_events(message, Encoding.S16, 24_000)) == expected
 
 
 async def test_the_first_sound_says_where_the_time_went():
