@@ -63,7 +63,7 @@ def join(state: State = DEFAULT_STATE, threads: Threads = 1, device: Device = "c
 
 @app.command()
 def export(state: State = DEFAULT_STATE, out: Annotated[Path, typer.Option()] = HERE / "checkpoint") -> None:
-    """Writes checkpoint and voices from what was trained."""
+    """Writes checkpoint and voices; needs all that is trained."""
     from mini.checkpoint import write, write_voices
 
     typer.echo(f"{out}: {write(state, out):,} bytes")
@@ -77,7 +77,7 @@ def understand(
     stride: Annotated[int, typer.Option(min=1, help="Every which of the answers is said, in all voices.")] = 10,
     wavs: Annotated[Path | None, typer.Option(help="Where to write what was said.")] = None,
 ) -> None:
-    """What pocketsphinx understands of the answers after a stage."""
+    """What pocketsphinx understands of the answers after a stage; needs the recordings, and what the stage needs."""
     import soundfile
 
     from mini.rhythm import RATE_HZ
@@ -101,7 +101,7 @@ def questions(
     is_small: Annotated[bool, typer.Option("--small", help="The few that are shipped in mini/questions.")] = False,
     stride: Annotated[int, typer.Option(min=1, help="Every which conversation of the set is taken.")] = 1,
 ) -> None:
-    """Writes a set for `chroma-mesh evaluate` from recordings that are not trained on."""
+    """Writes a set for `chroma-mesh evaluate` from recordings that are not trained on; needs the recordings."""
     from mini.question_set import full, small, write
 
     name, conversations = ("small set of the miniature", small()) if is_small else ("set of the miniature", full())
@@ -125,5 +125,13 @@ def make(state: State = DEFAULT_STATE) -> None:
     export(state)
 
 
+def main() -> None:
+    """The command line; of what an earlier command makes and is not there it says which file."""
+    try:
+        app()
+    except FileNotFoundError as error:
+        sys.exit(f"{error.filename} is missing; 'python -m mini --help' says which command needs which before it")
+
+
 if __name__ == "__main__":
-    app()
+    main()
